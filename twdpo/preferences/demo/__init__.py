@@ -1,0 +1,1 @@
+"""The preference pairs that are embedded in the package (``pairs.jsonl``)."""

@@ -1,0 +1,111 @@
+"""Writing files so that a crash, a full disk or another worker never leaves half a file under a real name.
+
+A file is written under a temporary name in its folder, fsynced, renamed, and the folder is fsynced. A writer holds a
+lock on its temporary file, so that a file left by a dead writer can be told from one still being written: the kernel
+lets go of the lock when its process ends, however it ends. Works on POSIX systems. Not for: what the files hold.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from twdpo.errors import storage_error
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def storing(path: Path) -> Iterator[None]:
+    """Report a failure to write `path` as StorageError; other OSErrors pass."""
+    try:
+        yield
+    except OSError as error:
+        known = storage_error(error, path)
+        if known is None:
+            raise
+        raise known from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` against the other workers on this host; not re-entrant.
+
+    Where the file system has no locks, the body runs unlocked.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write `path` as a whole or not at all; raises StorageError where the disk or the rights do not allow it."""
+    with storing(path):
+        temporary, descriptor = _open_temporary(path.parent)
+        try:
+            write_all(descriptor, content)
+            os.fsync(descriptor)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        finally:
+            os.close(descriptor)
+        fsync_folder(path.parent)
+
+
+def write_all(descriptor: int, content: bytes | memoryview) -> None:
+    """Write every byte of `content`, in as many calls as the system wants."""
+    left = memoryview(content)
+    while left.nbytes:
+        left = left[os.write(descriptor, left) :]
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_strays(folder: Path) -> int:
+    """Remove temporary files of dead writers from `folder`; those of living writers stay. Returns how many went."""
+    return sum(_remove_if_dead(path) for path in sorted(folder.glob(f"{TEMPORARY_PREFIX}*")))
+
+
+def _open_temporary(folder: Path) -> tuple[Path, int]:
+    while True:
+        path = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        # Between creation and lock, another worker may have taken the file for a stray and removed it.
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)
+
+
+def _remove_if_dead(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        # Refused while its writer lives; also where the file system has no locks, and then we can't tell: it stays.
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        path.unlink()
+    except OSError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,100 @@
+"""The columns of a shard, how each is encoded, and what stands in a shard's own metadata.
+
+Not for: checking rows (`rows.py`) or writing files (`shards.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from twdpo import __version__
+
+#: Raised when a reader of the old format would misread the new one.
+SCHEMA_VERSION = 1
+
+SIDES = ("chosen", "rejected")
+KEY = "example_hash"
+#: One float32 a row; NaN where the weight source has no such figure.
+FLOATS = (
+    "judge_prob_cr",
+    "judge_prob_rc",
+    "attention_share_chosen",
+    "attention_share_rejected",
+    "order_agreement_chosen",
+    "order_agreement_rejected",
+)
+TEXTS = ("prompt", "chosen", "rejected")
+
+_PREFIX = "twdpo."
+
+
+def weights_column(side: str, layer: int) -> str:
+    """The column that holds one side's weights of one layer."""
+    return f"{side}_weights_{layer}"
+
+
+def offset_columns(side: str) -> tuple[str, str]:
+    """The columns of first characters and of ends (one past the last character) of one side's judge tokens."""
+    return f"{side}_starts", f"{side}_ends"
+
+
+def weights_schema(layers: Sequence[int], *, include_text: bool) -> pa.Schema:
+    """The Arrow schema of a weights shard; nothing in it is nullable."""
+    fields = [_field(KEY, pa.string())]
+    for side in SIDES:
+        fields += [_list(name, pa.int32()) for name in offset_columns(side)]
+        fields += [_list(weights_column(side, layer), pa.float32()) for layer in layers]
+    fields += [_field(name, pa.float32()) for name in FLOATS]
+    fields.append(_field("truncated", pa.bool_()))
+    if include_text:
+        message = pa.struct([_field("role", pa.string()), _field("content", pa.string())])
+        fields += [_list("prompt", message), _field("chosen", pa.string()), _field("rejected", pa.string())]
+    return pa.schema(fields)
+
+
+def reference_schema() -> pa.Schema:
+    """The Arrow schema of a shard of reference log-probs."""
+    return pa.schema([_field(KEY, pa.string()), *(_list(f"{side}_logps", pa.float32()) for side in SIDES)])
+
+
+def encodings(schema: pa.Schema) -> dict[str, str]:
+    """The Parquet encoding of each leaf column: byte-stream split for floats, delta for integers, plain for the rest.
+
+    Only leaves that are not plain are named.
+    """
+    found = {}
+    for column in schema:
+        is_list = pa.types.is_list(column.type)
+        value = column.type.value_type if is_list else column.type
+        path = f"{column.name}.list.element" if is_list else column.name
+        if pa.types.is_floating(value):
+            found[path] = "BYTE_STREAM_SPLIT"
+        elif pa.types.is_integer(value):
+            found[path] = "DELTA_BINARY_PACKED"
+    return found
+
+
+def shard_metadata(*, kind: str, fingerprint: str) -> dict[str, str]:
+    """What a shard says of itself, so that a shard moved to a wrong folder is noticed."""
+    return {
+        f"{_PREFIX}kind": kind,
+        f"{_PREFIX}fingerprint": fingerprint,
+        f"{_PREFIX}schema_version": str(SCHEMA_VERSION),
+        f"{_PREFIX}version": __version__,
+    }
+
+
+def read_shard_metadata(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
+    """The part of a Parquet file's key-value metadata that `shard_metadata` wrote, without the common prefix."""
+    decoded = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (metadata or {}).items()}
+    return {key.removeprefix(_PREFIX): value for key, value in decoded.items() if key.startswith(_PREFIX)}
+
+
+def _field(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, kind, nullable=False)
+
+
+def _list(name: str, kind: pa.DataType) -> pa.Field:
+    return pa.field(name, pa.list_(pa.field("element", kind, nullable=False)), nullable=False)

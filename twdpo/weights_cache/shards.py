@@ -1,0 +1,168 @@
+"""One shard: written durably under a name that carries its digest, and opened with every check that reading allows.
+
+A shard's name is part-<UTC time>-<first 16 hex digits of the SHA-256 of its bytes>.parquet: it sorts by time, is
+unique among workers, and lets any later damage be noticed. A shard that another tool renamed is still read, without
+that check. Not for: what the columns mean (`rows.py`) or which row stands where (`index.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from twdpo.errors import CacheCorrupt, CacheError, SchemaTooNew, TwdpoError
+from twdpo.weights_cache.durable import write_durably
+from twdpo.weights_cache.schema import SCHEMA_VERSION, encodings, read_shard_metadata
+
+#: A row group is what one read by hash decodes, and the unit in which `datasets` can split a shard.
+ROW_GROUP_ROWS = 256
+_ZSTD_LEVEL = 3
+_NAME = re.compile(r"part-\d{8}T\d{12}Z-([0-9a-f]{16})\.parquet")
+
+
+def list_shards(data: Path) -> list[Path]:
+    """The finished shards of a cache's data folder, in cache order."""
+    return sorted(data.glob("*.parquet"), key=lambda path: path.name)
+
+
+def write_shard(data: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
+    """Write `table` as a new shard in `data`; raises StorageError, and then nothing is left behind."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.replace_schema_metadata(metadata),
+        sink,
+        row_group_size=ROW_GROUP_ROWS,
+        compression="zstd",
+        compression_level=_ZSTD_LEVEL,
+        use_dictionary=False,
+        column_encoding=encodings(table.schema),
+        write_page_index=True,
+        write_page_checksum=True,
+        use_content_defined_chunking=True,
+    )
+    content = memoryview(sink.getvalue())
+    now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
+    path = data / f"part-{now}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
+    write_durably(path, content)
+    return path
+
+
+def digest_matches(path: Path) -> bool:
+    """Whether a shard's bytes are still those that its name was made of; True where its name carries no digest."""
+    named = _NAME.fullmatch(path.name)
+    if named is None:
+        return True
+    with reading(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16] == named[1]
+
+
+def damaged(path: Path, why: str) -> CacheCorrupt:
+    """The error for a shard that does not hold what it must."""
+    return CacheCorrupt(f"{path} is damaged: {why}; delete that file and run twdpo annotate again to redo its pairs")
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Report whatever goes wrong while a shard is read as one line."""
+    try:
+        yield
+    except TwdpoError:
+        raise
+    except FileNotFoundError as error:
+        raise CacheError(f"{path} has gone; was the cache changed meanwhile? open it again") from error
+    except PermissionError as error:
+        raise CacheError(f"{path} cannot be read: permission denied") from error
+    except Exception as error:
+        # A damaged file makes pyarrow raise nearly anything: OSError, ValueError, OverflowError, MemoryError.
+        raise damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardKind:
+    """What a folder's shards must say of themselves: `kind` "weights" or "reference", and the fingerprint."""
+
+    kind: str
+    fingerprint: str
+
+    def open(self, path: Path) -> pq.ParquetFile:
+        """Open a shard with page checksums on; raises CacheCorrupt or SchemaTooNew naming it. The caller closes it."""
+        with reading(path):
+            file = pq.ParquetFile(path, page_checksum_verification=True)
+            try:
+                self._check(path, read_shard_metadata(file.metadata.metadata))
+            except TwdpoError:
+                file.close()
+                raise
+            return file
+
+    def _check(self, path: Path, said: dict[str, str]) -> None:
+        if int(said.get("schema_version", SCHEMA_VERSION)) > SCHEMA_VERSION:
+            raise SchemaTooNew(
+                f"{path} was written by a newer twdpo (cache schema {said['schema_version']}, this one reads "
+                f"{SCHEMA_VERSION}); upgrade twdpo"
+            )
+        if said.get("kind") != self.kind or said.get("fingerprint") != self.fingerprint:
+            raise CacheCorrupt(
+                f"{path} does not belong here: it holds {said.get('kind')} of fingerprint {said.get('fingerprint')}, "
+                f"the manifest says {self.kind} of {self.fingerprint}; move that file away"
+            )
+
+
+class Block:
+    """A decoded row group: its columns as numpy arrays (list columns as offsets and values) or Python lists."""
+
+    __slots__ = ("_lists", "_values", "nbytes", "rows")
+
+    def __init__(self, table: pa.Table, wanted: Sequence[str]) -> None:
+        self.rows: int = table.num_rows
+        self.nbytes: int = table.nbytes
+        self._lists: dict[str, tuple[npt.NDArray[np.int32], npt.NDArray[Any]]] = {}
+        self._values: dict[str, list[Any]] = {}
+        for name in wanted:
+            column = table.column(name).combine_chunks()
+            if column.null_count:
+                raise ValueError(f"column {name} has empty entries")
+            if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+                self._lists[name] = (column.offsets.to_numpy(), column.values.to_numpy())
+            else:
+                self._values[name] = column.to_pylist()
+
+    def has(self, column: str) -> bool:
+        return column in self._lists or column in self._values
+
+    def value(self, column: str, row: int) -> Any:
+        """One entry of a column that is no list of numbers."""
+        return self._values[column][row]
+
+    def entry(self, column: str, row: int, *, copy: bool) -> npt.NDArray[Any]:
+        """One entry of a list column: a view that cannot be written, or a copy."""
+        offsets, values = self._lists[column]
+        found = values[offsets[row] : offsets[row + 1]]
+        return found.copy() if copy else found
+
+    def lists(self, column: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+        """Offsets [rows + 1] and values of a whole list column."""
+        return self._lists[column]
+
+
+def read_block(file: pq.ParquetFile, path: Path, group: int, columns: Sequence[str]) -> Block:
+    """Decode one row group; raises CacheCorrupt where a column is missing or damaged."""
+    with reading(path):
+        missing = set(columns) - set(file.schema_arrow.names)
+        if missing:
+            raise damaged(path, f"it has no column {', '.join(sorted(missing))}")
+        block = Block(file.read_row_group(group, columns=list(columns)), columns)
+        if block.rows != file.metadata.row_group(group).num_rows:
+            raise damaged(path, f"row group {group} has {block.rows} rows")
+        return block
