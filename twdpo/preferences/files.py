@@ -1,146 +1,141 @@
-"""Rows of local files and folders: Parquet, JSON lines, JSON arrays, Arrow and Feather, `save_to_disk` folders.
+"""Local files and folders as rows: which files a folder holds, which split they make, which reader each needs.
 
-Every reader streams: memory does not grow with the file (a JSON array alone is read whole). Not for: making pairs of
-rows (`formats.py`), or the hub (`hub.py`).
+Not for: the readers themselves (`tables.py`, `json_files.py`), or the hub (`hub.py`).
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
-import json
 import re
-import zlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from importlib import resources
 from itertools import chain
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
 
 from twdpo.errors import DataError
-from twdpo.preferences.formats import COLUMNS, check_columns
+from twdpo.preferences.formats import check_columns
+from twdpo.preferences.json_files import JsonRows
+from twdpo.preferences.rows import MemoryRows, Row, Rows, readable
 from twdpo.preferences.sources import SUFFIXES, pick_split
+from twdpo.preferences.tables import ArrowRows, DatasetRows, ParquetRows
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".parquet": ParquetRows,
+    ".arrow": ArrowRows,
+    ".feather": ArrowRows,
+} | dict.fromkeys((".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz"), JsonRows)
 
-Row = Mapping[str, Any]
-
-#: Rows decoded at a time: few enough for rows of long conversations.
-_BATCH = 256
-
-#: Names in which a folder's files say their split, as the hub's own rules have them.
+#: How file names say their split, after the hub's own conventions.
 _SHARD = re.compile(r"(\w+)-\d{5}-of-\d{5}")
-_SPLIT_WORD = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval)(?:[^a-z]|$)", re.IGNORECASE)
-_SPLIT_SYNONYMS = {"valid": "validation", "val": "validation", "dev": "validation"}
-_NO_SPLITS = {"data", "part", "shard"}
+_WORD = re.compile(r"(?:^|[^a-z])(train|test|validation|valid|val|dev|eval)(?:[^a-z]|$)", re.IGNORECASE)
+_SYNONYMS = {"valid": "validation", "val": "validation", "dev": "validation"}
+_NOT_SPLITS = {"data", "part", "shard", "chunk"}
 
 
-class Rows(ABC):
-    """The rows of one source, as often as they are asked for, in order."""
+class FileRows(Rows):
+    """Rows of several files, one after the other."""
 
-    @property
-    @abstractmethod
-    def total(self) -> int | None:
-        """How many there are, where that can be known without decoding them."""
+    def __init__(self, files: list[Rows]) -> None:
+        self.columns = files[0].columns
+        self.files = files
 
-    @abstractmethod
-    def __iter__(self) -> Iterator[Row]: ...
-
-
-class DatasetRows(Rows):
-    """Rows of a `datasets.Dataset`, only the columns that are read here."""
-
-    def __init__(self, dataset: Any, where: str) -> None:
-        check_columns(dataset.column_names, where)
-        columns = [name for name in dataset.column_names if name in COLUMNS]
-        self._dataset = dataset.select_columns(columns).with_format(None)
-
-    @property
-    def total(self) -> int:
-        return len(self._dataset)
+    def count(self) -> int | None:
+        """The number of rows in all files; None where one of them cannot tell."""
+        counts = [file.count() for file in self.files]
+        return None if None in counts else sum(count for count in counts if count is not None)
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in self._dataset.iter(batch_size=_BATCH):
-            yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+        return chain.from_iterable(self.files)
 
 
-class _TableRows(Rows):
-    """Rows of a file that pyarrow reads in batches."""
+def open_path(path: Path, split: str | None) -> tuple[Rows, str]:
+    """The rows at `path`, a file or a folder, and the split that they are.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        check_columns(self._schema.names, str(path))
-        self._columns = [name for name in self._schema.names if name in COLUMNS]
-
-    @property
-    @abstractmethod
-    def _schema(self) -> pa.Schema: ...
-
-    @abstractmethod
-    def _batches(self) -> Iterator[pa.RecordBatch]: ...
-
-    def __iter__(self) -> Iterator[Row]:
-        with readable(self._path):
-            for batch in self._batches():
-                yield from batch.to_pylist()
+    Raises DataError where nothing there can be read, nothing is in it, columns are wrong, or there is no such split.
+    """
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return _saved_to_disk(path, split)
+    by_split: dict[str, list[Path]] = {}
+    for file in _data_files(path) if path.is_dir() else [path]:
+        by_split.setdefault(_split_of(file.relative_to(path) if path.is_dir() else Path(file.name)), []).append(file)
+    chosen = pick_split(by_split, split, str(path))
+    files = [file for file in map(_open_file, by_split[chosen]) if file.columns is not None]
+    if not files:
+        raise DataError(f"{path} is empty: it holds no rows")
+    return FileRows(files), chosen
 
 
-class _ParquetRows(_TableRows):
-    @cached_property
-    def _schema(self) -> pa.Schema:
-        import pyarrow.parquet as pq
-
-        with readable(self._path):
-            return pq.read_schema(self._path)
-
-    @cached_property
-    def total(self) -> int:  # type: ignore[override]  # computed once
-        import pyarrow.parquet as pq
-
-        with readable(self._path):
-            return int(pq.read_metadata(self._path).num_rows)
-
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        import pyarrow.parquet as pq
-
-        # Without buffering ahead, so that one huge row group does not come into memory whole.
-        with pq.ParquetFile(self._path, memory_map=True, pre_buffer=False) as file:
-            yield from file.iter_batches(batch_size=_BATCH, columns=self._columns)
+def open_demo(split: str | None) -> tuple[Rows, str]:
+    """The pairs that come with this package, and the split that they are; DataError where there is no such split."""
+    with resources.as_file(resources.files("twdpo.preferences") / "demo" / "pairs.jsonl") as path:
+        rows = list(JsonRows(path))
+    chosen = pick_split(dict.fromkeys(row["split"] for row in rows), split, "demo")
+    return MemoryRows([row for row in rows if row["split"] == chosen]), chosen
 
 
-class _ArrowRows(_TableRows):
-    """Arrow files in either form: `datasets` writes streams, Feather and most others write files."""
+def _open_file(path: Path) -> Rows:
+    suffix = _suffix(path)
+    if suffix is None:
+        raise DataError(f"cannot tell what kind of file {path} is: expected one that ends in {', '.join(SUFFIXES)}")
+    with readable(path):
+        size = path.stat().st_size
+    if size == 0:
+        raise DataError(f"{path} is empty (0 bytes)")
+    rows = _READERS[suffix](path)
+    if rows.columns is not None:
+        check_columns(rows.columns, str(path))
+    return rows
 
-    @cached_property
-    def _schema(self) -> pa.Schema:
-        with readable(self._path), self._open() as reader:
-            return reader.schema
 
-    @cached_property
-    def total(self) -> int:  # type: ignore[override]  # computed once
-        with readable(self._path):
-            return sum(batch.num_rows for batch in self._raw_batches())
+def _suffix(path: Path) -> str | None:
+    name = path.name.lower()
+    return max((suffix for suffix in _READERS if name.endswith(suffix)), key=len, default=None)
 
-    @contextmanager
-    def _open(self) -> Iterator[Any]:
-        import pyarrow as pa
 
-        with pa.memory_map(str(self._path)) as mapped:
-            is_file = mapped.read(6) == b"ARROW1"
-            mapped.seek(0)
-            yield pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
+def _data_files(folder: Path) -> list[Path]:
+    """The files of a folder that hold rows, in order of their names; those in `data/` alone if it has some."""
+    with readable(folder):
+        visible = _visible(folder / "data") or _visible(folder)
+    # Beside data of another kind, .json files are descriptions (dataset_infos.json and the like).
+    files = [path for path in visible if _suffix(path) != ".json"] or visible
+    if not files:
+        raise DataError(f"no data files in folder {folder}: expected some that end in {', '.join(SUFFIXES)}")
+    kinds = {_READERS[_suffix(path) or ""] for path in files}
+    if len(kinds) > 1:
+        raise DataError(f"folder {folder} holds data files of several kinds, maybe the same rows twice: name one file")
+    return files
 
-    def _raw_batches(self) -> Iterator[pa.RecordBatch]:
-        with self._open() as reader:
-            if hasattr(reader, "get_batch"):
-                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
-            else:
-                yield from reader
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        for batch in self._raw_batches():
-            selected = batch.select(self._columns)
-            yield from (selected.slice(start, _BATCH) for start in range(0, batch.num_rows, _BATCH))
+def _visible(folder: Path) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if _suffix(path) and path.is_file()]
+    return [path for path in found if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)]
+
+
+def _split_of(path: Path) -> str:
+    """The split that a file's name (or, failing that, its folder's) speaks of; "train" where none does."""
+    shard = _SHARD.match(path.name)
+    if shard and shard[1] not in _NOT_SPLITS:
+        return shard[1]
+    for part in (path.name.split(".")[0], *reversed(path.parts[:-1])):
+        word = _WORD.search(part)
+        if word:
+            return _SYNONYMS.get(word[1].lower(), word[1].lower())
+    return "train"
+
+
+def _saved_to_disk(path: Path, split: str | None) -> tuple[Rows, str]:
+    import datasets
+
+    from twdpo.preferences.hub import quiet
+
+    with quiet(), readable(path):
+        loaded = datasets.load_from_disk(str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        chosen = pick_split(loaded, split, str(path))
+        dataset = loaded[chosen]
+    else:
+        chosen = pick_split([str(loaded.split or "train")], split, str(path))
+        dataset = loaded
+    if len(dataset) == 0:
+        raise DataError(f"{path} is empty: its split {chosen} holds no rows")
+    check_columns(dataset.column_names, str(path))
+    return DatasetRows(dataset, str(path)), chosen

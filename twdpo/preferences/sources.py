@@ -16,7 +16,7 @@ from typing import Literal
 from twdpo.errors import DataError, UsageError
 
 #: Endings of the files that can be read; `files.py` holds a reader for each.
-SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".json.gz", ".arrow", ".feather")
+SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".json", ".jsonl.gz", ".ndjson.gz", ".json.gz", ".arrow", ".feather")
 
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 _SUFFIXED = re.compile(r"(?P<base>.+?)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[^\[\]]*)\])?")
@@ -26,7 +26,7 @@ _SUFFIXED = re.compile(r"(?P<base>.+?)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[^
 class Source:
     """A data set as the user named it, and where it is.
 
-    `location` is a path for "file", a repository id for "hub", and a resource's name for "demo". `split` and
+    `location` is a path for "file", a repository id for "hub", "demo" for "demo". `split` and
     `revision` are None where the user left them open; `load` fills them in (`PairStream.source`).
     """
 
@@ -52,7 +52,7 @@ NAMED: Mapping[str, Source] = MappingProxyType(
             _hub("ultrafeedback-llama3", "princeton-nlp/llama3-ultrafeedback", "train", None),
             _hub("hh-rlhf", "Anthropic/hh-rlhf", "train", "MIT"),
             _hub("orca-dpo-pairs", "Intel/orca_dpo_pairs", "train", "Apache-2.0"),
-            Source(name="demo", kind="demo", location="pairs.jsonl", split="train", licence="Apache-2.0"),
+            Source(name="demo", kind="demo", location="demo", split="train", licence="Apache-2.0"),
         )
     }
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from twdpo.weights_cache.rejects import Reject, read_rejects, reject_key
     from twdpo.weights_cache.rows import SideWeights, WeightRow
     from twdpo.weights_cache.schema import SCHEMA_VERSION
-    from twdpo.weights_cache.verify import VerifyReport, verify
+    from twdpo.weights_cache.verification import VerifyReport, verify
     from twdpo.weights_cache.writer import CacheWriter
 
 __all__ = [
@@ -46,13 +46,13 @@ _HOMES = {
     "ReferenceStore": "reference",
     "Reject": "rejects",
     "SideWeights": "rows",
-    "VerifyReport": "verify",
+    "VerifyReport": "verification",
     "WeightRow": "rows",
     "WeightsCache": "reader",
     "read_rejects": "rejects",
     "reject_key": "rejects",
     "round_mantissa": "mantissa",
-    "verify": "verify",
+    "verify": "verification",
 }
 
 
@@ -60,7 +60,6 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    # Importing a submodule binds its name here: `verify` must stay the function, not become its module.
     globals()[name] = value
     return value
 

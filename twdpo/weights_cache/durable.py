@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from twdpo.errors import storage_error
+from twdpo.errors import CacheError, storage_error
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -29,6 +29,15 @@ def storing(path: Path) -> Iterator[None]:
         if known is None:
             raise
         raise known from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it; raises CacheError where a file is in the way, or StorageError."""
+    try:
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise CacheError(f"{folder} cannot be made: a file is in the way; choose another folder") from None
 
 
 @contextmanager
@@ -46,7 +55,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def write_durably(path: Path, content: bytes | memoryview) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write `path` as a whole or not at all; raises StorageError where the disk or the rights do not allow it."""
     with storing(path):
         temporary, descriptor = _open_temporary(path.parent)

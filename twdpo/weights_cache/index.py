@@ -7,7 +7,7 @@ one hash the first in cache order wins. Not for: what a row means (`rows.py`), o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +40,9 @@ def pack_column(column: pa.ChunkedArray) -> Keys:
     """The key column of a table as `pack_hashes` has it; ValueError where an entry is no hash."""
     keys = column.cast(pa.string()).combine_chunks()
     offsets = keys.buffers()[1]
-    ends = np.frombuffer(offsets, dtype=np.int32)[keys.offset : keys.offset + len(keys) + 1] if len(keys) else np.zeros(1)
+    ends = (
+        np.frombuffer(offsets, dtype=np.int32)[keys.offset : keys.offset + len(keys) + 1] if len(keys) else np.zeros(1)
+    )
     if keys.null_count or np.any(np.diff(ends) != 32):
         raise ValueError("a key is not 32 hex digits long")
     if not len(keys):
@@ -185,10 +187,3 @@ class ShardIndex:
             open_ = open_[~match]
             places[open_] += 1
         return found
-
-
-def hashes_in(path: Path, kind: ShardKind) -> Iterable[str]:
-    """The example hashes in one shard."""
-    with reading(path), kind.open(path) as file:
-        hashes: list[str] = file.read(columns=[KEY]).column(KEY).to_pylist()
-        return hashes

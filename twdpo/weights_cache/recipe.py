@@ -71,7 +71,7 @@ class Recipe:
     def differences(self, asked: Recipe) -> list[str]:
         """One line for each field in which `asked` differs from this recipe, which is taken to be the cache's."""
         lines = []
-        for name in (field.name for field in fields(self)):
+        for name in (each.name for each in fields(self)):
             mine, theirs = getattr(self, name), getattr(asked, name)
             if mine != theirs:
                 lines.append(f"{name}: {_shown(name, mine)} in the cache, {_shown(name, theirs)} asked for")

@@ -128,6 +128,10 @@ def _text_problem(row: WeightRow) -> str | None:
     if row.prompt is None or row.chosen_text is None or row.rejected_text is None:
         return "the text is missing, and the cache was opened with include_text"
     prompt = tuple(Message(role=role, content=content) for role, content in row.prompt)
+    try:
+        "".join([row.chosen_text, row.rejected_text, *(part for turn in row.prompt for part in turn)]).encode()
+    except UnicodeEncodeError:
+        return "the text holds half a surrogate pair, which no UTF-8 file can hold"
     if example_hash(prompt, row.chosen_text, row.rejected_text) != row.example_hash:
         return "the text has another hash"
     for name, text in zip(SIDES, (row.chosen_text, row.rejected_text), strict=True):

@@ -88,7 +88,9 @@ def shard_metadata(*, kind: str, fingerprint: str) -> dict[str, str]:
 
 def read_shard_metadata(metadata: dict[bytes, bytes] | None) -> dict[str, str]:
     """The part of a Parquet file's key-value metadata that `shard_metadata` wrote, without the common prefix."""
-    decoded = {key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (metadata or {}).items()}
+    decoded = {
+        key.decode("utf-8", "replace"): value.decode("utf-8", "replace") for key, value in (metadata or {}).items()
+    }
     return {key.removeprefix(_PREFIX): value for key, value in decoded.items() if key.startswith(_PREFIX)}
 
 

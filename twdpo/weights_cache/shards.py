@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twdpo.errors import CacheCorrupt, CacheError, SchemaTooNew, TwdpoError
-from twdpo.weights_cache.durable import write_durably
+from twdpo.weights_cache.durable import write_file
 from twdpo.weights_cache.schema import SCHEMA_VERSION, encodings, read_shard_metadata
 
 #: A row group is what one read by hash decodes, and the unit in which `datasets` can split a shard.
@@ -54,7 +55,7 @@ def write_shard(data: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
     content = memoryview(sink.getvalue())
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")
     path = data / f"part-{now}-{hashlib.sha256(content).hexdigest()[:16]}.parquet"
-    write_durably(path, content)
+    write_file(path, content)
     return path
 
 
@@ -133,7 +134,7 @@ class Block:
             column = table.column(name).combine_chunks()
             if column.null_count:
                 raise ValueError(f"column {name} has empty entries")
-            if pa.types.is_list(column.type) and pa.types.is_primitive(column.type.value_type):
+            if _is_number_list(column.type):
                 self._lists[name] = (column.offsets.to_numpy(), column.values.to_numpy())
             else:
                 self._values[name] = column.to_pylist()
@@ -156,6 +157,11 @@ class Block:
         return self._lists[column]
 
 
+def _is_number_list(kind: pa.DataType) -> bool:
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return is_list and bool(pa.types.is_primitive(kind.value_type))
+
+
 def read_block(file: pq.ParquetFile, path: Path, group: int, columns: Sequence[str]) -> Block:
     """Decode one row group; raises CacheCorrupt where a column is missing or damaged."""
     with reading(path):
@@ -166,3 +172,25 @@ def read_block(file: pq.ParquetFile, path: Path, group: int, columns: Sequence[s
         if block.rows != file.metadata.row_group(group).num_rows:
             raise damaged(path, f"row group {group} has {block.rows} rows")
         return block
+
+
+def read_columns(path: Path, kind: ShardKind, columns: Sequence[str]) -> pa.Table:
+    """Some columns of a whole shard; raises CacheCorrupt where one is missing or damaged."""
+    with reading(path), kind.open(path) as file:
+        return file.read(columns=list(columns)).select(list(columns))
+
+
+class ShardBuffer:
+    """Rows waiting to become a shard: at most `shard_rows`, for about `shard_seconds` (looked at when one comes)."""
+
+    def __init__(self, *, shard_rows: int, shard_seconds: float) -> None:
+        self._limit, self._seconds = shard_rows, shard_seconds
+        self._since = 0.0
+        self.rows: dict[str, Any] = {}
+
+    def add(self, example_hash: str, row: Any) -> bool:
+        """Take a row; returns whether it is time to write."""
+        if not self.rows:
+            self._since = time.monotonic()
+        self.rows[example_hash] = row
+        return len(self.rows) >= self._limit or time.monotonic() - self._since >= self._seconds

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twdpo.errors import ModelError, UsageError
+from twdpo.pipeline.chat import first_line, render_chat
 from twdpo.pipeline.tokens import LiteralTokenizer, Tokens
 from twdpo.preferences.pair import Message, Pair
 
@@ -31,8 +32,6 @@ ANSWER_SHARE = (3, 8)
 _SLOTS = ("question", "answer_a", "answer_b")
 _SLOT = re.compile(r"\{(question|answer_a|answer_b)\}")
 _ROLE_LABELS = {"system": "System", "user": "User", "assistant": "Assistant"}
-#: Chat templates that print today's date would change the recipe at midnight.
-_FIXED_DATE = "01 Jan 2025"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,16 +148,19 @@ class PromptBuilder:
     def verdict_ids(self) -> tuple[int, int]:
         """The tokens that would begin the verdicts "A" and "B" after the reading position."""
         tail = self._marked[-1]
-        space = "" if not tail or tail[-1].isspace() or not self._plain else " "
-        before = self.literal.encode(tail).ids
-        verdicts = []
-        for letter in "AB":
-            after = self.literal.encode(tail + space + letter).ids
-            same = len(after) > len(before) and np.array_equal(after[: len(before)], before)
-            verdicts.append(int(after[len(before)] if same else self.literal.encode(letter).ids[-1]))
-        if verdicts[0] == verdicts[1]:
-            raise ModelError("the judge's tokenizer does not tell the verdicts A and B apart")
-        return verdicts[0], verdicts[1]
+        # In plain text a verdict follows the colon after a space; where the space is a token of its own, it says nothing.
+        spaces = [" ", ""] if self._plain and tail and not tail[-1].isspace() else [""]
+        for space in spaces:
+            first, second = (self._next_token(tail, space + letter) for letter in "AB")
+            if first != second:
+                return first, second
+        raise ModelError("the judge's tokenizer does not tell the verdicts A and B apart")
+
+    def _next_token(self, before: str, after: str) -> int:
+        """The first token of `after` where it follows `before`."""
+        ids, longer = self.literal.encode(before).ids, self.literal.encode(before + after).ids
+        kept = len(longer) > len(ids) and np.array_equal(longer[: len(ids)], ids)
+        return int(longer[len(ids)] if kept else self.literal.encode(after).ids[0])
 
     def _frame(self, tokenizer: Any, template: str, kwargs: Mapping[str, Any]) -> tuple[list[str], list[str]]:
         """The rendered text around the slots, and the slots in the order in which they stand."""
@@ -168,13 +170,13 @@ class PromptBuilder:
         if self._plain:
             rendered = text
         else:
-            rendered = _render_chat(tokenizer, text, kwargs)
+            rendered = _render_user_turn(tokenizer, text, kwargs)
         slots = _SLOT.findall(template)
         pieces: list[str] = []
         for slot in slots:
             piece, found, rendered = rendered.partition(stand_ins[slot])
             if not found:
-                raise ModelError("the judge's chat template changes the text of a message; use --judge-template or another judge")
+                raise ModelError("the judge's chat template changes the text of a message; use another judge")
             pieces.append(piece)
         pieces.append(rendered)
         # In plain text a special token's spelling is text, also in the template.
@@ -225,21 +227,15 @@ class PromptBuilder:
         return AnswerSpan(first=first, last=last, starts=starts.astype(np.int32), ends=ends.astype(np.int32))
 
 
-def _render_chat(tokenizer: Any, text: str, kwargs: Mapping[str, Any]) -> str:
+def _render_user_turn(tokenizer: Any, text: str, kwargs: Mapping[str, Any]) -> str:
     """One user turn with the generation header. Raises ModelError where the template refuses."""
-    fixed: dict[str, Any] = {"date_string": _FIXED_DATE, "strftime_now": lambda _format: _FIXED_DATE}
-    for content in (text, [{"type": "text", "text": text}]):
+    turn = [Message(role="user", content=text)]
+    for in_parts in (False, True):
         try:
-            rendered = tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}],
-                tokenize=False,
-                add_generation_prompt=True,
-                **(fixed | dict(kwargs)),
-            )
+            rendered = render_chat(tokenizer, turn, add_generation_prompt=True, in_parts=in_parts, arguments=kwargs)
         except Exception as error:  # templates are programs and raise what they like
-            reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-            raise ModelError(f"the judge's chat template cannot render one user turn: {reason}") from None
-        if isinstance(rendered, str) and text[:8] in rendered:
+            raise ModelError(f"the judge's chat template cannot render one user turn: {first_line(error)}") from None
+        if text[:8] in rendered:
             return rendered
     raise ModelError("the judge's chat template leaves the message out; use another judge")
 

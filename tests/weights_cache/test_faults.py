@@ -1,0 +1,151 @@
+"""Runs that are killed, run out of disk, or run side by side: the cache is the one an undisturbed run leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.weights_cache.samples import content, make_row
+from twdpo.weights_cache import Manifest, WeightsCache, read_rejects, verify
+
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = 10
+NUMBERS = range(60)
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), int(sys.argv[2])))
+from pathlib import Path
+from tests.weights_cache.samples import RECIPE, make_row
+from twdpo.errors import StorageError
+from twdpo.weights_cache import CacheWriter
+try:
+    with CacheWriter.open(Path(sys.argv[1]), RECIPE, shard_rows=4) as writer:
+        for number in range(60):
+            if number % 7 == 0:
+                writer.reject(number, "every seventh is left out " * 9, make_row(number).example_hash, "demo")
+            else:
+                writer.add(make_row(number))
+except StorageError as error:
+    print(error)
+    sys.exit(1)
+"""
+
+
+def start(*arguments: object, code: str | None = None) -> subprocess.Popen[str]:
+    program = ["-c", code] if code else ["-m", "tests.weights_cache.samples"]
+    command = [sys.executable, *program, *(str(argument) for argument in arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ}
+    )
+
+
+def assert_complete(folder: Path) -> None:
+    """The folder is what one undisturbed run over NUMBERS leaves."""
+    expected = {make_row(number).example_hash: content(make_row(number)) for number in NUMBERS if number % 7}
+    with WeightsCache.open(folder) as cache:
+        assert {row.example_hash: content(row) for row in cache.rows()} == expected
+        assert len(cache) == len(expected)
+    rejected = [reject.row for reject in read_rejects(folder)]
+    assert sorted(rejected) == [number for number in NUMBERS if number % 7 == 0]
+    report = verify(folder)
+    assert report.problems == ()
+    assert report.strays == 0
+    counts = Manifest.load(folder).counts
+    assert (counts["pairs"], counts["rejected"]) == (len(expected), len(rejected))
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == ["README.md", "data", "manifest.json", "rejects.jsonl"]
+
+
+def finish(folder: Path) -> None:
+    process = start(folder, NUMBERS.start, NUMBERS.stop, 0)
+    errors = process.communicate()[1]
+    assert process.returncode == 0, errors
+
+
+def test_killed_at_any_instant_and_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    rng = np.random.default_rng(time.time_ns())
+    done = 0
+    for _ in range(KILLS):
+        process = start(folder, NUMBERS.start, NUMBERS.stop, 0.02)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(float(rng.random()) * 0.3)
+        process.kill()
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        # Whatever was seen finished stays, and is whole.
+        report = verify(folder)
+        assert report.problems == ()
+        assert report.pairs >= done
+        done = report.pairs
+    assert done > 0
+    finish(folder)
+    assert_complete(folder)
+
+
+def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
+    process = start(tmp_path / "cache", 1, 2_000, 0.01)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    errors = process.communicate()[1]
+    assert "KeyboardInterrupt" in errors
+    report = verify(tmp_path / "cache")
+    assert report.ok
+    assert Manifest.load(tmp_path / "cache").counts["pairs"] == report.pairs > 0
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_workers_side_by_side(tmp_path: Path, killed: int) -> None:
+    folder = tmp_path / "cache"
+    # Their ranges overlap, and both begin at once in a folder that is not there yet.
+    workers = [start(folder, 0, 40, 0.005), start(folder, 20, 60, 0.005), start(folder, 10, 50, 0.005)]
+    for worker in workers[:killed]:
+        time.sleep(0.8)
+        worker.kill()
+    for number, worker in enumerate(workers):
+        errors = worker.communicate()[1]
+        assert worker.returncode == (0 if number >= killed else -signal.SIGKILL), errors
+    assert verify(folder).ok
+    finish(folder)
+    assert_complete(folder)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_can_go_on(tmp_path: Path) -> None:
+    failures = 0
+    for limit in (0, 200, 1_000, 2_500, 6_000, 9_000, 12_000):
+        folder = tmp_path / str(limit)
+        process = start(folder, limit, code=LIMITED)
+        output, errors = process.communicate()
+        assert process.returncode in (0, 1), errors
+        if process.returncode == 1:
+            failures += 1
+            assert output.startswith("cannot write ")
+            assert len(output.splitlines()) == 1
+            assert not list(folder.rglob(".tmp-*"))
+        if (folder / "manifest.json").exists():
+            assert verify(folder).ok
+        finish(folder)
+        assert_complete(folder)
+    assert failures >= 4
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="needs a user whom file rights bind")
+def test_a_folder_turned_read_only_is_one_line(tmp_path: Path) -> None:
+    finish(tmp_path / "cache")
+    (tmp_path / "cache").chmod(0o555)
+    process = start(tmp_path / "cache", 100_000, code=LIMITED)
+    output, errors = process.communicate()
+    (tmp_path / "cache").chmod(0o755)
+    assert (process.returncode, errors) == (1, "")
+    assert "permission denied" in output

@@ -1,0 +1,78 @@
+"""The index: hashes to places, also where hashes are nearly equal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.weights_cache.samples import RECIPE, fill
+from twdpo.weights_cache.index import ShardIndex, pack_column, pack_hashes
+from twdpo.weights_cache.schema import reference_schema, shard_metadata
+from twdpo.weights_cache.shards import ShardKind, write_shard
+
+KIND = ShardKind(kind="reference", fingerprint="f")
+# Few different digits at few places, so that halves, and whole hashes, are often equal.
+hashes = st.builds(lambda a, b: a * 16 + b * 15 + "f", st.sampled_from("0a"), st.sampled_from("07"))
+
+
+def make_index(data: Path, shards: list[list[str]]) -> ShardIndex:
+    index = ShardIndex(data, KIND, [])
+    for keys in shards:
+        empty: list[list[float]] = [[]] * len(keys)
+        table = pa.table([keys, empty, empty], schema=reference_schema())
+        index.add_shard(write_shard(data, table, shard_metadata(kind="reference", fingerprint="f")))
+    return index
+
+
+@given(st.lists(st.lists(hashes, max_size=5), max_size=4), st.lists(hashes))
+def test_finds_the_first_row_of_every_hash(
+    tmp_path_factory: pytest.TempPathFactory, shards: list[list[str]], asked: list[str]
+) -> None:
+    index = make_index(tmp_path_factory.mktemp("index"), shards)
+    flat = [key for keys in shards for key in keys]
+    assert len(index) == len(set(flat))
+    assert index.total_rows == len(flat)
+    assert index.find(asked).tolist() == [flat.index(key) if key in flat else -1 for key in asked]
+    assert index.first_rows().tolist() == sorted(flat.index(key) for key in set(flat))
+
+
+@given(st.lists(st.binary(min_size=16, max_size=16)))
+def test_keys_are_the_hashes_as_numbers(raw: list[bytes]) -> None:
+    keys = [value.hex() for value in raw]
+    expected = [[int(key[:16], 16), int(key[16:], 16)] for key in keys]
+    assert pack_hashes("".join(keys).encode()).tolist() == expected
+    table = pa.table({"example_hash": pa.chunked_array([keys, keys[::-1]], type=pa.string())})
+    assert pack_column(table.column(0)).tolist() == expected + expected[::-1]
+
+
+@pytest.mark.parametrize("key", ["", "A" * 32, "0" * 31, "g" * 32, "é" + "0" * 30, "0" * 64, " " + "0" * 31])
+def test_what_is_no_hash_is_not_found_and_not_taken(tmp_path: Path, key: str) -> None:
+    index = make_index(tmp_path, [["0" * 32]])
+    assert index.find([key, "0" * 32]).tolist() == [-1, 0]
+    with pytest.raises(ValueError, match="key is not 32"):
+        pack_column(pa.chunked_array([[key]]))
+
+
+def test_memory_for_row_groups_is_bounded(tmp_path: Path) -> None:
+    fill(tmp_path, range(40), shard_rows=4)
+    kind = ShardKind(kind="weights", fingerprint=RECIPE.fingerprint)
+    index = ShardIndex(tmp_path / "data", kind, ["chosen_weights_0"], cache_bytes=1)
+    for group in range(10):
+        index.block(group)
+    assert len(index._blocks) == 1
+    assert len(index._files) <= 8
+    index.close()
+    assert len(index._files) == 0
+
+
+def test_places_give_each_row_once(tmp_path: Path) -> None:
+    fill(tmp_path, range(40), shard_rows=8)
+    index = ShardIndex(tmp_path / "data", ShardKind(kind="weights", fingerprint=RECIPE.fingerprint), [])
+    rows = np.random.default_rng(0).permutation(40)[:17]
+    met = {int(i): (group, int(p)) for group, at, places in index.places(rows) for i, p in zip(at, places, strict=True)}
+    assert met == {i: (int(row) // 8, int(row) % 8) for i, row in enumerate(rows)}

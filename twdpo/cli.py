@@ -1,0 +1,235 @@
+"""The commands: parse arguments, call one function of the library, print what it returns. No logic.
+
+Heavy imports stand inside the commands, so that `twdpo --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twdpo import __version__
+from twdpo.errors import Interrupted, TwdpoError, UsageError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+app = typer.Typer(
+    name="twdpo",
+    help="Token-weighted DPO: read token weights off a language model's attention, cache them, train with them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+cache_app = typer.Typer(help="Look after a weights cache.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(cache_app, name="cache")
+
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file; flags win over it.")]
+CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the weights cache.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"twdpo {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    _version_wanted: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def annotate(
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Named source (ultrafeedback, ultrafeedback-llama3, hh-rlhf, orca-dpo-pairs, demo), a file or folder "
+            "(parquet, jsonl, json, arrow, save_to_disk), or a hub id such as org/name:config[split]."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the data set; each named source has a default.")] = None,
+    dataset_revision: Annotated[str | None, typer.Option(help="Revision of a data set on the hub.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Judge: a folder, a .gguf file or a hub id.  [default: smollm2-135m]", show_default=False),
+    ] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision of a judge on the hub.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder of the weights cache.  [default: weights_cache]")] = None,
+    limit: Annotated[int | None, typer.Option(metavar="N", help="Judge N pairs only: the first, or see --seed.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Draw the --limit pairs at random with this seed.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers to store, such as 7,15,31 or -1 or all.  [default: five over the depth]")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [default: auto: float32 on a CPU]")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longest judge prompt in tokens; longer pairs are cut.  [default: 2048]")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Prompts in one forward pass.  [default: by a budget of tokens]")
+    ] = None,
+    judge_template: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Judge prompt with {question}, {answer_a} and {answer_b}.")
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None, typer.Option(metavar="JSON", help="Arguments for the judge's chat template.")
+    ] = None,
+    include_text: Annotated[
+        bool | None, typer.Option("--include-text", help="Store prompt and answers beside the weights.")
+    ] = None,
+    trust_remote_code: Annotated[
+        bool | None, typer.Option("--trust-remote-code", help="Run code that a model's repository brings along.")
+    ] = None,
+    config: ConfigFile = None,
+) -> None:
+    """Stage one: judge preference pairs and write token weights into a cache.
+
+    Each pair is shown to the judge twice, in both orders, and its attention at the moment of the verdict becomes one
+    weight per token. Run the same command again to go on after an interruption: what is judged is kept.
+    """
+    from twdpo import console
+    from twdpo.config import resolve
+    from twdpo.pipeline.annotate import AnnotateConfig
+    from twdpo.pipeline.annotate import annotate as run
+
+    flags = locals() | {"chat_template_kwargs": _json(chat_template_kwargs, "--chat-template-kwargs")}
+    resolved = resolve(AnnotateConfig, config, _fields(AnnotateConfig, flags))
+    with console.annotate_progress() as show:
+        result = run(resolved, on_progress=show)
+    out_console = console.stdout()
+    out_console.print(console.table(console.annotate_rows(result)))
+    out_console.print(f"\nnext: twdpo train --weights {result.out}/", soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    cache: CachePath,
+    example: Annotated[
+        str | None, typer.Option(help="Show one pair: a hash (or its beginning), a number, or `random`.")
+    ] = None,
+    layer: Annotated[int | None, typer.Option(help="Stored layer to look at.  [default: the deepest]")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Where the texts are, if not in the cache.  [default: as annotated]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+) -> None:
+    """Look at a cache: a summary, or one pair with every token shaded by its weight."""
+    from dataclasses import asdict
+
+    from twdpo import console
+    from twdpo.inspect.examples import example_view, find_example
+    from twdpo.inspect.statistics import summarize
+    from twdpo.weights_cache import WeightsCache
+
+    out = console.stdout()
+    with WeightsCache.open(cache) as opened:
+        if example is None:
+            summary = summarize(opened, layer)
+            out.print_json(json.dumps(asdict(summary))) if as_json else out.print(
+                console.table(console.summary_rows(summary))
+            )
+        else:
+            found = find_example(opened, example, dataset=dataset)
+            out.print(example_view(found, layer if layer is not None else opened.layers[-1], color=_has_color(out)))
+
+
+@cache_app.command()
+def info(cache: CachePath) -> None:
+    """Show a cache's recipe, sources and counts."""
+    from twdpo import console
+    from twdpo.weights_cache import WeightsCache
+
+    with WeightsCache.open(cache) as opened:
+        console.stdout().print_json(json.dumps(opened.manifest.to_json()))
+
+
+@cache_app.command()
+def verify(cache: CachePath) -> None:
+    """Read every page of a cache, checksums on, and check every invariant."""
+    from twdpo import console
+    from twdpo.weights_cache import verify as run
+
+    report = run(cache)
+    out = console.stdout()
+    for problem in report.problems:
+        out.print(problem, soft_wrap=True)
+    if report.problems:
+        raise typer.Exit(1)
+    out.print(f"{cache}: {report.rows:,} rows in {report.shards} shards, all sound", soft_wrap=True)
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "twdpo-demo",
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the training run.")] = 20,
+) -> None:
+    """See the whole method on 108 embedded pairs and a real 135M model: annotate, inspect, train, evaluate."""
+    from twdpo.demo import run
+
+    run(out, steps=steps)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        code = app(args=arguments, standalone_mode=False)
+    except TwdpoError as error:
+        return _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain("stopped", Interrupted.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+    except Exception as error:
+        # Typer carries its own copy of click, in a place that depends on its version: known by its two attributes.
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+            return _complain(f"{error.format_message()} (--help shows what there is)", error.exit_code)
+        raise
+    return code if isinstance(code, int) else 0
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"twdpo: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    """Let a scheduler's SIGTERM stop a run as cleanly as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
+    """Those of a command's arguments that are fields of its configuration."""
+    from dataclasses import fields
+
+    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
+
+
+def _json(text: str | None, flag: str) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f'{flag} {text!r} is no JSON object; write for example \'{{"enable_thinking": false}}\'')
+    return value
+
+
+def _has_color(out: Any) -> bool:
+    return bool(out.is_terminal) and out.color_system is not None and not out.no_color

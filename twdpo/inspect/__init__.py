@@ -1,0 +1,1 @@
+"""Looking at a cache: figures over all of it (`statistics`) and single pairs in the terminal (`terminal`)."""

@@ -1,0 +1,297 @@
+"""Stage one from end to end: pairs in, judged in windows, rows into the cache, every pair accounted for.
+
+Not for: how attention is read (`engines`) or what a row holds (`rows.py`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twdpo.config import to_yaml
+from twdpo.errors import DataError, Interrupted, UsageError
+from twdpo.pipeline.annotate.config import AnnotateConfig, parse_layers
+from twdpo.pipeline.annotate.engines.base import Engine
+from twdpo.pipeline.annotate.prompt import (
+    TEMPLATE_TOKENS,
+    JudgePrompt,
+    PromptBuilder,
+    PromptError,
+    load_template,
+)
+from twdpo.pipeline.annotate.rows import make_row
+from twdpo.preferences import Pair, Reject, Source, load, resolve
+from twdpo.weights_cache import CacheWriter, Recipe
+from twdpo.weights_cache.durable import write_file
+
+#: Pairs that are tokenized together and sorted into batches by length.
+WINDOW = 32
+_ORDERS = ("cr", "rc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateProgress:
+    """Where a run stands. seen = written + cached + duplicates + rejected, at any time between two windows.
+
+    total: pairs to see, None where the source does not say. tokens: judge tokens run so far, both orders.
+    """
+
+    total: int | None
+    seen: int = 0
+    written: int = 0
+    cached: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    truncated: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnnotateResult:
+    """What a run did: the final counts, the folder, and how often the judge preferred the chosen answer (0 to 1)."""
+
+    out: Path
+    counts: AnnotateProgress
+    layers: tuple[int, ...]
+    judge_accuracy: float | None
+    reasons: dict[str, int]
+
+
+def annotate(
+    config: AnnotateConfig,
+    *,
+    on_progress: Callable[[AnnotateProgress], None] | None = None,
+    engine: Engine | None = None,
+    tokenizer: Any = None,
+) -> AnnotateResult:
+    """Run stage one. `engine` and `tokenizer` replace the model that `config` names.
+
+    Raises what loading raises, RecipeMismatch where the cache holds another recipe, and Interrupted on Ctrl-C,
+    after what was judged has been written.
+    """
+    source = resolve(config.dataset, config.split, config.dataset_revision)
+    template = load_template(config.judge_template)
+    stream = load(source)
+    rows = _Selection(stream, config.limit, config.seed)
+    if next(iter(rows), None) is None:
+        raise DataError(f"{config.dataset} holds no rows; pass a data set that has some")
+    judge = _Judge.load(config, template, engine, tokenizer)
+    with CacheWriter.open(
+        Path(config.out),
+        judge.recipe,
+        dataset=_describe(source),
+        defaults={"attn_source": str(judge.layers[-1]), "policy_model": config.model},
+        include_text=config.include_text,
+    ) as writer:
+        write_file(Path(config.out) / "annotate.yaml", to_yaml(config).encode())
+        run = _Run(config, judge, writer, rows.total, on_progress or (lambda _progress: None))
+        try:
+            run.annotate(rows)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped; {run.counts.written} pairs of this run are kept in {config.out}: "
+                "run the same command again to go on"
+            ) from None
+    return AnnotateResult(
+        out=Path(config.out),
+        counts=run.counts,
+        layers=judge.layers,
+        judge_accuracy=run.judge_accuracy,
+        reasons=run.reasons,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Judge:
+    """What stays the same for a whole run."""
+
+    engine: Engine
+    builder: PromptBuilder
+    layers: tuple[int, ...]
+    verdict_ids: tuple[int, int]
+    recipe: Recipe
+
+    @classmethod
+    def load(cls, config: AnnotateConfig, template: str, engine: Engine | None, tokenizer: Any) -> _Judge:
+        revision, dtype = None, "float32"
+        if engine is None:
+            engine, tokenizer, revision, dtype = _load_engine(config)
+        kwargs = _chat_template_kwargs(tokenizer, config)
+        builder = PromptBuilder(
+            tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs
+        )
+        layers = parse_layers(config.layers, engine.num_layers, engine.global_layers)
+        for layer in layers:
+            reach = engine.reach(layer)
+            if reach is not None and reach < config.max_length:
+                raise UsageError(
+                    f"layer {layer} of the judge attends over {reach} tokens only and cannot see prompts of "
+                    f"--max-length {config.max_length}; choose other --layers or a smaller --max-length"
+                )
+        recipe = Recipe(
+            judge_model=config.model,
+            judge_revision=revision,
+            dtype=dtype,
+            judge_template=template,
+            chat_template_hash=builder.frame_hash,
+            chat_template_kwargs=kwargs,
+            max_length=config.max_length,
+            answer_tokens=builder.answer_tokens,
+            template_tokens=TEMPLATE_TOKENS,
+            orders=_ORDERS,
+            layers=layers,
+        )
+        return cls(
+            engine=engine, builder=builder, layers=layers, verdict_ids=builder.verdict_ids(), recipe=recipe
+        )
+
+
+class _Run:
+    """The state of one run: counts, and the window of pairs that waits for the engine."""
+
+    def __init__(
+        self,
+        config: AnnotateConfig,
+        judge: _Judge,
+        writer: CacheWriter,
+        total: int | None,
+        on_progress: Callable[[AnnotateProgress], None],
+    ) -> None:
+        self._config, self._judge, self._writer, self._on_progress = config, judge, writer, on_progress
+        self._started = time.perf_counter()
+        self._met: set[str] = set()
+        self._verdicts: list[bool] = []
+        self.counts = AnnotateProgress(total=total)
+        self.reasons: dict[str, int] = {}
+
+    @property
+    def judge_accuracy(self) -> float | None:
+        """How often the judge gave the chosen answer more than half, mean of the orders; None before any pair."""
+        return float(np.mean(self._verdicts)) if self._verdicts else None
+
+    def annotate(self, rows: Iterable[Pair | Reject]) -> None:
+        """Judge every pair that the cache does not hold yet."""
+        window: list[tuple[Pair, tuple[JudgePrompt, JudgePrompt]]] = []
+        for row in rows:
+            ready = self._take(row)
+            if ready is not None:
+                window.append(ready)
+            if len(window) == WINDOW:
+                self._judge_window(window)
+                window = []
+        self._judge_window(window)
+
+    def _take(self, row: Pair | Reject) -> tuple[Pair, tuple[JudgePrompt, JudgePrompt]] | None:
+        """The pair with its prompts, or None where it needs no judging; counted either way."""
+        if isinstance(row, Reject):
+            return self._reject(row.row, row.reason, row.example_hash)
+        key = row.example_hash
+        if key in self._met:
+            return self._count(duplicates=1)
+        self._met.add(key)
+        if key in self._writer.done:
+            return self._count(cached=1)
+        builder = self._judge.builder
+        try:
+            return row, (builder.build(row, "cr"), builder.build(row, "rc"))
+        except PromptError as error:
+            return self._reject(row.row, str(error), key)
+
+    def _judge_window(self, window: list[tuple[Pair, tuple[JudgePrompt, JudgePrompt]]]) -> None:
+        prompts = [prompt for _, both in window for prompt in both]
+        if not prompts:
+            return
+        readings = self._judge.engine.read(prompts, self._judge.layers, self._judge.verdict_ids)
+        for i, (pair, both) in enumerate(window):
+            row = make_row(
+                pair,
+                both,
+                (readings[2 * i], readings[2 * i + 1]),
+                self._judge.layers,
+                include_text=self._config.include_text,
+            )
+            self._writer.add(row)
+            self._verdicts.append((row.judge_prob_cr + row.judge_prob_rc) / 2 > 0.5)
+            self._count(
+                written=1, truncated=int(row.truncated), tokens=sum(len(prompt.ids) for prompt in both), report=False
+            )
+        self._report()
+
+    def _reject(self, row: int, reason: str, key: str | None) -> None:
+        self._writer.reject(row, reason, key, self._config.dataset)
+        self.reasons[reason] = self.reasons.get(reason, 0) + 1
+        self._count(rejected=1)
+
+    def _count(self, *, report: bool = True, **steps: int) -> None:
+        pairs = sum(steps.get(name, 0) for name in ("written", "cached", "duplicates", "rejected"))
+        changes = {name: getattr(self.counts, name) + step for name, step in steps.items()}
+        self.counts = replace(self.counts, seen=self.counts.seen + pairs, **changes)
+        if report and self.counts.seen % WINDOW == 0:
+            self._report()
+
+    def _report(self) -> None:
+        self.counts = replace(self.counts, seconds=time.perf_counter() - self._started)
+        self._on_progress(self.counts)
+
+
+class _Selection:
+    """The first `limit` rows of a stream, or `limit` rows drawn at random with `seed`, in the stream's order."""
+
+    def __init__(self, stream: Any, limit: int | None, seed: int | None) -> None:
+        self._stream, self._limit = stream, limit
+        self.total = stream.total if limit is None or stream.total is None else min(limit, stream.total)
+        self._drawn: frozenset[int] | None = None
+        if seed is not None and limit is not None:
+            count = stream.total if stream.total is not None else sum(1 for _ in stream)
+            drawn = np.random.default_rng(seed).permutation(count)[:limit]
+            self._drawn = frozenset(drawn.tolist())
+            self.total = len(self._drawn)
+
+    def __iter__(self) -> Iterator[Pair | Reject]:
+        taken = 0
+        for position, row in enumerate(self._stream):
+            if self._drawn is not None and position not in self._drawn:
+                continue
+            if self._limit is not None and taken == self._limit:
+                return
+            taken += 1
+            yield row
+
+
+def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
+    from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
+    from twdpo.pipeline.models import context_length, load_model
+
+    loaded = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    context = context_length(loaded.model.config)
+    if context is not None and context < config.max_length:
+        raise UsageError(
+            f"--max-length {config.max_length} is more than the judge's context of {context} tokens; "
+            f"use --max-length {context}"
+        )
+    engine = TransformersEngine(loaded.model, batch_size=config.batch_size)
+    return engine, loaded.tokenizer, loaded.revision, loaded.dtype
+
+
+def _chat_template_kwargs(tokenizer: Any, config: AnnotateConfig) -> dict[str, Any]:
+    """What is passed to the judge's chat template. A judge that can think first is asked for the verdict at once."""
+    if config.chat_template_kwargs is not None:
+        return dict(config.chat_template_kwargs)
+    template = getattr(tokenizer, "chat_template", None)
+    return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+
+
+def _describe(source: Source) -> dict[str, Any]:
+    return {key: value for key, value in asdict(source).items() if value is not None}

@@ -1,0 +1,155 @@
+"""What `twdpo train` can be told. The field names are the flags' names.
+
+Not for: reading YAML or flags (`twdpo/config.py`, `cli.py`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from twdpo.errors import UsageError
+
+UNCOVERED = ("zero", "one")
+MISSING = ("error", "drop", "uniform")
+OPTIMIZERS = ("adamw", "adamw_8bit")
+DTYPES = ("auto", "float32", "bfloat16")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+#: `eval_split: auto` holds out 2 % of the pairs, at most 256, and none of fewer than 50.
+AUTO_SHARE, AUTO_MOST, AUTO_LEAST = 0.02, 256, 50
+
+#: Fields that may change between a run and its continuation: they decide no number of the training steps.
+FREE_ON_RESUME = frozenset({"out", "resume", "log_every", "save_every", "eval_every", "device", "reference_cache"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """The configuration of stage two; the defaults are the published hyper-parameters.
+
+    weights: the cache of stage one. dataset, split: None for the pairs that the cache's manifest names. model: the
+    policy, None for the manifest's. limit: the first pairs of the data set only. attn_source: `last`, a layer (29),
+    `mean` or `mean:7,15`. uncovered: the weight of completion tokens that the judge did not see. missing: what becomes
+    of pairs without a row. batch_size: pairs an optimizer step; micro_batch_size: pairs a forward pass, None for as
+    many as a token budget allows. epochs may be a fraction; max_steps, where given, replaces it. dtype: bfloat16
+    computes in bfloat16 over float32 parameters. eval_split: `auto`, `none`, a share (0.05), a count (64) or a split's
+    name; eval_every, save_every: steps, 0 for never. reference_cache: None for a folder beside the weights.
+    Raises UsageError where a value is out of range.
+    """
+
+    weights: str = "weights_cache"
+    dataset: str | None = None
+    split: str | None = None
+    model: str | None = None
+    revision: str | None = None
+    out: str = "trained"
+    limit: int | None = None
+    attn_source: str = "last"
+    sink_fix: bool = True
+    uncovered: str = "zero"
+    uniform_mix: float = 0.0
+    missing: str = "error"
+    beta: float = 0.005
+    label_smoothing: float = 0.0
+    learning_rate: float = 1e-6
+    warmup_ratio: float = 0.1
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    epochs: float = 1.0
+    max_steps: int | None = None
+    batch_size: int = 32
+    micro_batch_size: int | None = None
+    max_length: int = 2048
+    dtype: str = "auto"
+    device: str = "auto"
+    optimizer: str = "adamw"
+    gradient_checkpointing: bool = False
+    eval_split: str = "auto"
+    eval_every: int = 100
+    save_every: int = 100
+    log_every: int = 1
+    resume: bool = True
+    seed: int = 42
+    reference_cache: str | None = None
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("uncovered", UNCOVERED),
+            ("missing", MISSING),
+            ("optimizer", OPTIMIZERS),
+            ("dtype", DTYPES),
+            ("device", DEVICES),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UsageError(f"{flag(name)} {getattr(self, name)} is not known; choose {' or '.join(allowed)}")
+        for name in ("limit", "max_steps", "batch_size", "micro_batch_size", "log_every"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("eval_every", "save_every", "seed", "weight_decay"):
+            _at_least(name, getattr(self, name), 0)
+        _at_least("max_length", self.max_length, 8)
+        for name in ("beta", "learning_rate", "epochs", "max_grad_norm"):
+            value = getattr(self, name)
+            if not (value > 0 and math.isfinite(value)):
+                raise UsageError(f"{flag(name)} {value} must be a number above 0")
+        _within("uniform_mix", self.uniform_mix, 0.0, 1.0)
+        _within("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        if not 0.0 <= self.label_smoothing < 0.5:
+            raise UsageError(f"--label-smoothing {self.label_smoothing} is outside 0 to 0.5 (0.5 excluded)")
+        parse_eval_split(self.eval_split)
+
+    @property
+    def reference_folder(self) -> Path:
+        """Where reference log-probs are kept."""
+        if self.reference_cache is not None:
+            return Path(self.reference_cache)
+        return Path(self.weights).absolute().parent / "reference_cache"
+
+
+def flag(name: str) -> str:
+    """A field as the command line spells it."""
+    return f"--{name.replace('_', '-')}"
+
+
+def parse_eval_split(text: str) -> float | int | str | None:
+    """A share (float, 0 to 1), a count (int), a split's name or "auto" (str), or None. Raises UsageError."""
+    if text in ("none", "0"):
+        return None
+    if re.fullmatch(r"\d+", text):
+        return int(text)
+    if re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", text):
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+        if not 0.0 < share < 1.0:
+            raise UsageError(f"--eval-split {text} is no share between 0 and 1, no count and no split's name")
+        return share
+    if not re.fullmatch(r"\w+([.-]\w+)*", text):
+        raise UsageError(f"--eval-split {text!r} is no share between 0 and 1, no count and no split's name")
+    return text
+
+
+def heldout_count(eval_split: float | int | str | None, pairs: int) -> int:
+    """How many of `pairs` to hold out where `eval_split` names no split. Raises UsageError where none would be left."""
+    if eval_split == "auto":
+        return min(AUTO_MOST, round(AUTO_SHARE * pairs)) if pairs >= AUTO_LEAST else 0
+    if isinstance(eval_split, int):
+        if eval_split >= pairs:
+            raise UsageError(f"--eval-split {eval_split} would leave no pair of {pairs} to train on")
+        return eval_split
+    if isinstance(eval_split, float):
+        return min(max(1, round(eval_split * pairs)), pairs - 1)
+    return 0
+
+
+def _at_least(name: str, value: float | None, least: int) -> None:
+    if value is not None and not value >= least:
+        raise UsageError(f"{flag(name)} {value} is too small; the least is {least}")
+
+
+def _within(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{flag(name)} {value} is outside {low:g} to {high:g}")

@@ -1,0 +1,75 @@
+"""What every reader offers: rows in order, as often as asked, and their number where it comes cheaply.
+
+Not for: making pairs of rows (`formats.py`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from twdpo.errors import DataError
+
+Row = Mapping[str, Any]
+
+#: Rows decoded at a time: few enough for rows of long conversations.
+BATCH = 256
+
+
+class Rows(ABC):
+    """The rows of one source, in order; iterating again starts again.
+
+    `columns` is None where the source holds no row to tell them from.
+    """
+
+    columns: tuple[str, ...] | None
+
+    @abstractmethod
+    def count(self) -> int | None:
+        """How many rows there are; None where only reading them all would tell."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Row]: ...
+
+
+class MemoryRows(Rows):
+    """Rows that are in memory already."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.columns = tuple(rows[0]) if rows else None
+        self._rows = rows
+
+    def count(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+
+@contextmanager
+def readable(path: object) -> Iterator[None]:
+    """Turn what a library raises while it reads `path` into a DataError of one line.
+
+    Libraries raise nearly anything on broken files; the bodies that this wraps hold nothing but their calls.
+    """
+    try:
+        yield
+    except (DataError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"no such file or folder: {error.filename or path}") from error
+    except PermissionError as error:
+        raise DataError(f"cannot read {path}: permission denied") from error
+    except Exception as error:
+        what = "it is broken, or of another kind than its name says"
+        raise DataError(f"cannot read {path}: {what} ({first_line(error)})") from error
+
+
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of what `error` says, cut to `limit` characters; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    line = lines[0].rstrip(" .:") if lines else type(error).__name__
+    return line if len(line) <= limit else line[: limit - 3] + "..."

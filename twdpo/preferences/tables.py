@@ -1,0 +1,139 @@
+"""Rows of columnar files: Parquet, Arrow, Feather, and data sets that `datasets` has loaded.
+
+Memory does not grow with the file: batches are decoded one at a time, and only the columns that are used.
+Not for: JSON (`json_files.py`), or finding the files of a folder (`files.py`).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twdpo.preferences.formats import COLUMNS
+from twdpo.preferences.rows import BATCH, Row, Rows, readable
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+
+class TableRows(Rows):
+    """Rows of a file that pyarrow reads in batches."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with readable(path):
+            self.schema = self._read_schema()
+            self._decode = _decoder(self.schema)
+        self.columns: tuple[str, ...] | None = tuple(self.schema.names)
+        self.used = [name for name in self.schema.names if name in COLUMNS]
+
+    @abstractmethod
+    def _read_schema(self) -> pa.Schema: ...
+
+    @abstractmethod
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        """Batches of the used columns."""
+
+    def __iter__(self) -> Iterator[Row]:
+        batches = self._batches()
+        while True:
+            with readable(self.path):
+                batch = next(batches, None)
+                rows = [self._decode(row) for row in batch.to_pylist()] if batch is not None else []
+            if batch is None:
+                return
+            yield from rows
+
+
+class ParquetRows(TableRows):
+    """Rows of one Parquet file."""
+
+    def _read_schema(self) -> pa.Schema:
+        import pyarrow.parquet as pq
+
+        return pq.read_schema(self.path)
+
+    def count(self) -> int:
+        """The number of rows, from the file's footer."""
+        import pyarrow.parquet as pq
+
+        with readable(self.path):
+            return int(pq.read_metadata(self.path).num_rows)
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        import pyarrow.parquet as pq
+
+        # No reading ahead: one huge row group would come into memory whole.
+        with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
+            yield from file.iter_batches(batch_size=BATCH, columns=self.used)
+
+
+class ArrowRows(TableRows):
+    """Rows of one Arrow file in either form: `datasets` writes streams; Feather and most others write files."""
+
+    def _read_schema(self) -> pa.Schema:
+        with self._open() as reader:
+            return reader.schema
+
+    def count(self) -> int:
+        """The number of rows, from the headers of the record batches."""
+        with readable(self.path):
+            return sum(batch.num_rows for batch in self._stored())
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        for stored in self._stored():
+            used = stored.select(self.used)
+            yield from (used.slice(start, BATCH) for start in range(0, stored.num_rows, BATCH))
+
+    def _stored(self) -> Iterator[pa.RecordBatch]:
+        with self._open() as reader:
+            if hasattr(reader, "get_batch"):
+                yield from (reader.get_batch(i) for i in range(reader.num_record_batches))
+            else:
+                yield from reader
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path)) as mapped:
+            is_file = mapped.read(6) == b"ARROW1"
+            mapped.seek(0)
+            yield pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)
+
+
+class DatasetRows(Rows):
+    """Rows of a data set that `datasets` holds, from the hub or from a `save_to_disk` folder."""
+
+    def __init__(self, dataset: datasets.Dataset, where: str) -> None:
+        self.columns: tuple[str, ...] | None = tuple(dataset.column_names)
+        self.where = where
+        self.used = [name for name in dataset.column_names if name in COLUMNS]
+        self.dataset = dataset
+
+    def count(self) -> int:
+        """The number of rows."""
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Row]:
+        batches = iter(self.dataset.select_columns(self.used).with_format(None).iter(batch_size=BATCH))
+        while True:
+            with readable(self.where):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _decoder(schema: pa.Schema) -> Callable[[Row], Row]:
+    """What undoes the encoding of columns that `datasets` stores as JSON, where messages are of mixed shapes."""
+    if "arrow.json" not in str(schema):
+        return lambda row: row
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(schema.remove_metadata())
+    return lambda row: features.decode_example(dict(row))
