@@ -66,7 +66,9 @@ def annotate(
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a judge on the hub.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the weights cache.  [default: weights_cache]")] = None,
-    limit: Annotated[int | None, typer.Option(metavar="N", help="Judge N pairs only: the first, or see --seed.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", help="Judge N pairs only: the first, or see --seed.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Draw the --limit pairs at random with this seed.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Layers to store, such as 7,15,31 or -1 or all.  [default: five over the depth]")
@@ -227,7 +229,7 @@ def _json(text: str | None, flag: str) -> dict[str, Any] | None:
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise UsageError(f'{flag} {text!r} is no JSON object; write for example \'{{"enable_thinking": false}}\'')
+        raise UsageError(f"{flag} {text!r} is no JSON object; write for example '{{\"enable_thinking\": false}}'")
     return value
 
 

@@ -6,7 +6,6 @@ In processes of their own, since the libraries read the hub's address when they 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -15,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.utils
 import pytest
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from tests.preferences.fake_hub import COMMIT, serve
+from tests.preferences.processes import environment
 from twdpo.errors import DataError, HubUnavailable
 from twdpo.preferences import Pair, Source, hub, load
 
@@ -48,21 +50,23 @@ WORKING: list[Name] = [
 FAILING: dict[Name, tuple[bool, str]] = {
     ("org/pairs[train]", None): (False, "no split 'train'; it has: train_prefs, test_prefs"),
     ("org/pairs", "v9"): (True, "no revision 'v9'"),
-    ("org/two-configs", None): (False, "write org/two-configs:NAME, NAME out of: helpful, harmless"),
+    ("org/two-configs", None): (
+        False,
+        "has several configurations: write org/two-configs:NAME, NAME out of: helpful, harmless",
+    ),
     ("org/two-configs:wrong", None): (False, "no configuration 'wrong'"),
     ("org/no-pairs", None): (False, "org/no-pairs has the columns text; expected `chosen` and `rejected`"),
     ("org/nothing", None): (True, "no data set org/nothing on the hub that you may read"),
-    ("org/gated", None): (True, "gated"),
+    ("org/gated", None): (True, "org/gated is gated or private on the hub: ask for access"),
     ("org/busy", None): (True, "cannot be reached for org/busy"),
 }
 
 
-def load_all(home: Path, names: list[Name], **environment: str) -> Results:
+def load_all(home: Path, names: list[Name], **settings: str) -> Results:
     """What loading each name (and revision) gives in one new process, which must write nothing else."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(names)],
-        env={**inherited, "HF_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **environment},
+        env=environment(HF_HOME=str(home), **settings),
         cwd=home,
         capture_output=True,
         text=True,
@@ -109,16 +113,14 @@ def test_what_is_wrong_comes_as_one_line(online: Results, name: Name) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environment", "why"),
+    ("settings", "why"),
     [({"HF_ENDPOINT": "http://127.0.0.1:9"}, "refused"), ({"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE is set")],
 )
-def test_a_hub_that_is_gone_is_told_within_seconds(tmp_path: Path, environment: dict[str, str], why: str) -> None:
+def test_a_hub_that_is_gone_is_told_within_seconds(tmp_path: Path, settings: dict[str, str], why: str) -> None:
     started = time.monotonic()
-    results = load_all(tmp_path, [("ultrafeedback", None), ("org/pairs", None)], **environment)
+    results = load_all(tmp_path, [("ultrafeedback", None), ("org/pairs", None)], **settings)
     assert time.monotonic() - started < 15
-    for (_, where), result in zip(
-        [("", "HuggingFaceH4/ultrafeedback_binarized"), ("", "org/pairs")], results.values(), strict=True
-    ):
+    for where, result in zip(("HuggingFaceH4/ultrafeedback_binarized", "org/pairs"), results.values(), strict=True):
         assert result["unavailable"]
         assert f"the hub cannot be reached for {where} (" in result["error"]
         assert why in result["error"]
@@ -127,12 +129,10 @@ def test_a_hub_that_is_gone_is_told_within_seconds(tmp_path: Path, environment: 
     assert "there is no local org/pairs" in results["org/pairs", None]["error"]
 
 
-@pytest.mark.parametrize("environment", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
-def test_what_was_downloaded_is_read_without_the_hub(
-    online: Results, home: Path, environment: dict[str, str]
-) -> None:
+@pytest.mark.parametrize("settings", [{"HF_ENDPOINT": "http://127.0.0.1:9"}, {"HF_HUB_OFFLINE": "1"}])
+def test_what_was_downloaded_is_read_without_the_hub(online: Results, home: Path, settings: dict[str, str]) -> None:
     names: list[Name] = [("org/pairs", None), ("org/pairs[test_prefs]", None), ("org/pairs", COMMIT)]
-    offline = load_all(home, [*names, ("org/pairs", "b" * 40)], **environment)
+    offline = load_all(home, [*names, ("org/pairs", "b" * 40)], **settings)
     for name in names:
         assert offline[name]["answers"] == online[name if name in online else ("org/pairs", None)]["answers"]
         assert offline[name]["source"]["revision"] == COMMIT
@@ -155,7 +155,9 @@ SOURCE = Source(name="org/pairs", kind="hub", location="org/pairs")
 
 def test_a_full_disk_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
-        raise datasets.exceptions.DatasetGenerationError("An error occurred") from OSError(28, "No space left on device")
+        raise datasets.exceptions.DatasetGenerationError("An error occurred") from OSError(
+            28, "No space left on device"
+        )
 
     monkeypatch.setattr(hub, "_commit", lambda source: COMMIT)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args, **kwargs: ["train"])
@@ -164,15 +166,30 @@ def test_a_full_disk_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
         load(SOURCE)
 
 
-def test_the_libraries_talk_again_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled(), datasets.config.HF_HUB_OFFLINE)
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    with pytest.raises(DataError), hub.quiet():
-        assert datasets.are_progress_bars_disabled()
+def settings_of_the_libraries() -> tuple[int, bool, bool, int, bool]:
+    return (
+        datasets.logging.get_verbosity(),
+        datasets.are_progress_bars_disabled(),
+        datasets.config.HF_HUB_OFFLINE,
+        huggingface_hub.utils.logging.get_verbosity(),
+        are_progress_bars_disabled(),
+    )
+
+
+def test_the_libraries_talk_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    during = []
+
+    def fail(source: Source) -> str:
+        during.append(settings_of_the_libraries())
         raise DataError("anything")
-    monkeypatch.undo()
-    after = (datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled(), datasets.config.HF_HUB_OFFLINE)
-    assert after == before
+
+    before = settings_of_the_libraries()
+    monkeypatch.setattr(hub, "_commit", fail)
+    with pytest.raises(DataError, match="anything"):
+        load(SOURCE)
+    assert settings_of_the_libraries() == before
+    assert during[0][1]
+    assert during[0][4]
 
 
 def test_pairs_come_from_what_datasets_loads(monkeypatch: pytest.MonkeyPatch) -> None:

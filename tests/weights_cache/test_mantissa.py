@@ -49,7 +49,7 @@ def test_rounding_keeps_sign_and_kind_and_changes_nothing_twice(value: float) ->
     once = round_mantissa(value)
     assert np.isnan(once) == math.isnan(value)
     assert np.isinf(once) == math.isinf(value)
-    assert np.isnan(value) or np.signbit(once) == math.copysign(1, value) < 0
+    assert np.isnan(value) or np.signbit(once) == (math.copysign(1, value) < 0)
     assert is_rounded(np.atleast_1d(once)) or math.isnan(value)
     assert round_mantissa(once).tobytes() == once.tobytes()
 

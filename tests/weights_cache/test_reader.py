@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,8 +137,9 @@ def test_any_rows_come_back(
 
 
 def test_pandas_reads_the_folder(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
     rows = fill(tmp_path, range(10), text=True)
-    frame = pd.read_parquet(tmp_path / "data")
+    frame = pandas.read_parquet(tmp_path / "data")
     assert frame["example_hash"].tolist() == [row.example_hash for row in rows]
     assert frame["chosen_weights_29"][3].tolist() == round_mantissa(rows[3].chosen.weights[29]).tolist()
     assert frame["chosen_weights_29"][3].dtype == np.float32

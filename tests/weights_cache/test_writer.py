@@ -230,7 +230,7 @@ def test_a_text_that_is_not_the_pairs_never_gets_in(tmp_path: Path, changes: dic
 
 
 def test_shards_are_encoded_as_the_format_says(tmp_path: Path) -> None:
-    fill(tmp_path, range(300), shard_rows=300, text=True)
+    fill(tmp_path, range(520), shard_rows=520, text=True)
     (shard,) = shards(tmp_path)
     file = pq.ParquetFile(shard)
     assert file.metadata.num_row_groups == 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import io
 import os
 import shutil
 import tempfile
@@ -46,7 +47,9 @@ def pick_device(device: str = "auto") -> str:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"--device {device} cannot be used here ({_first_line(error)}); try --device cpu") from None
+            raise UsageError(
+                f"--device {device} cannot be used here ({_first_line(error)}); try --device cpu"
+            ) from None
         return device
     if torch.cuda.is_available():
         return "cuda"
@@ -77,12 +80,13 @@ def load_model(
     dtype: str = "auto",
     device: str = "auto",
     revision: str | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model in evaluation mode onto a device, with its tokenizer.
 
-    `name` is a folder, a GGUF file, a hub repository or `smollm2-135m`. Raises ModelError or HubUnavailable.
+    `name` is a folder, a GGUF file, a hub repository or `smollm2-135m`. attn_implementation: None for the fastest that
+    the model supports, as transformers knows it. Raises ModelError or HubUnavailable.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -92,7 +96,7 @@ def load_model(
     folder, identity, arguments = _locate(name, revision, trust_remote_code)
     with _loading(name, "model"), _quiet_progress():
         tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments
         )
     if "gguf_file" in arguments:
@@ -239,12 +243,15 @@ def _first_line(error: BaseException) -> str:
 @contextlib.contextmanager
 def _quiet_progress() -> Iterator[None]:
     """Keep the loaders' own progress bars off the terminal, and put things back afterwards."""
-    from transformers.utils import logging
+    from transformers.utils import logging as library
 
+    logging: Any = library  # its functions are not annotated
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        yield
+        # The GGUF reader writes a bar of its own, whatever it is told.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         if shown:
             logging.enable_progress_bar()

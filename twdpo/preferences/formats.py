@@ -51,9 +51,7 @@ def check_columns(columns: Iterable[str], where: str) -> None:
     if {"chosen", "rejected"} <= set(found):
         return
     listed = ", ".join(found[:12]) + (", ..." if len(found) > 12 else "")
-    unpaired = (
-        "; this looks like unpaired feedback, which has no pairs" if {"completion", "label"} <= set(found) else ""
-    )
+    unpaired = "; this looks like unpaired feedback, which has no pairs" if "completion" in found else ""
     raise DataError(
         f"{where} has the columns {listed or '(none)'}{unpaired}; expected `chosen` and `rejected`, "
         "with a `prompt` or with whole conversations in both: rename its columns"
@@ -169,13 +167,11 @@ def _split(name: str, side: str | Prompt, prompt: str | Prompt | None) -> tuple[
 def _common_prefix(chosen: str, rejected: str) -> tuple[Prompt, str, str]:
     if chosen == rejected:
         raise UnusableRow("both sides are the same")
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    end = next((i for i, (a, b) in pairs if a != b), None)
+    end = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), None)
     if end is None:
         raise UnusableRow("one side is the beginning of the other, which leaves it without an answer")
-    shared = chosen[:end].removesuffix(
-        " "
-    )  # the answers keep the space before them, as tokenizers of plain text want it
+    # The answers keep the space before them, as tokenizers of plain text want it.
+    shared = chosen[:end].removesuffix(" ")
     if not shared.strip():
         raise UnusableRow("there is no prompt: no column holds one, and the two sides do not begin alike")
     return (Message(role="user", content=shared),), chosen[len(shared) :], rejected[len(shared) :]

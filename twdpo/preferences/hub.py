@@ -107,9 +107,8 @@ def _download(source: Source) -> tuple[datasets.Dataset, str]:
     except DataError:
         raise
     except DatasetNotFoundError as error:
-        raise HubUnavailable(
-            f"{first_line(error)}: ask for access on its page and log in with `hf auth login`"
-        ) from error
+        remedy = "ask for access on its page, then log in with `hf auth login`"
+        raise HubUnavailable(f"{where} is gated or private on the hub: {remedy}") from error
     except ConnectionError as error:
         raise _no_answer(source, first_line(error, limit=100)) from error
     except Exception as error:
@@ -129,10 +128,9 @@ def _explained(error: Exception, source: Source) -> Exception:
     if isinstance(error, ValueError):
         configs = datasets.get_dataset_config_names(source.location, revision=source.revision)
         if (source.config or "default") not in configs:
-            return DataError(
-                f"{source.location} has no configuration {source.config or 'default'!r}: "
-                f"write {source.location}:NAME, NAME out of: {', '.join(configs)}"
-            )
+            problem = f"no configuration {source.config!r}" if source.config else "several configurations"
+            how = f"write {source.location}:NAME, NAME out of: {', '.join(configs)}"
+            return DataError(f"{source.location} has {problem}: {how}")
     return DataError(f"{source.location} cannot be read as a data set: {first_line(error)}")
 
 

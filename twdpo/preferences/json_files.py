@@ -61,7 +61,7 @@ def _lines(path: Path) -> Generator[tuple[int, bytes], None, None]:
     with readable(path), _open(path) as file:
         for number, line in enumerate(file, start=1):
             if line.strip(_BLANK):
-                yield number, line
+                yield number, line.strip(_BLANK)
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
 
 def _begins_with_bracket(path: Path) -> bool:
     with closing(_lines(path)) as lines:
-        return any(line.lstrip(_BLANK).startswith(b"[") for _, line in islice(lines, 1))
+        return any(line.startswith(b"[") for _, line in islice(lines, 1))
 
 
 def _decode(content: bytes, path: Path, line: int) -> Any:

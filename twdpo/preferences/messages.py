@@ -11,13 +11,7 @@ from collections.abc import Mapping
 from twdpo.preferences.pair import Message
 
 #: ShareGPT's words ("from") in those of chat templates; any other role is kept as the data set calls it.
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-}
+_SHAREGPT_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
 
 #: How hh-rlhf marks a turn. The one space after the colon belongs to the marker, not to the text.
 _TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant): ?")
@@ -67,9 +61,8 @@ def transcript(value: str) -> tuple[Message, ...]:
     """The turns of an hh-rlhf dialogue ("\\n\\nHuman: ...\\n\\nAssistant: ...") as messages; nothing is stripped."""
     parts = _TURN.split(value)[1:]
     roles = {"Human": "user", "Assistant": "assistant"}
-    return tuple(
-        Message(role=roles[speaker], content=said) for speaker, said in zip(parts[::2], parts[1::2], strict=True)
-    )
+    turns = zip(parts[::2], parts[1::2], strict=True)
+    return tuple(Message(role=roles[speaker], content=said) for speaker, said in turns)
 
 
 def kind_of(value: object) -> str:

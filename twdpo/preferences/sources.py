@@ -26,8 +26,8 @@ _SUFFIXED = re.compile(r"(?P<base>.+?)(?::(?P<config>[\w.-]+))?(?:\[(?P<split>[^
 class Source:
     """A data set as the user named it, and where it is.
 
-    `location` is a path for "file", a repository id for "hub", "demo" for "demo". `split` and
-    `revision` are None where the user left them open; `load` fills them in (`PairStream.source`).
+    `location` is a path for "file", a repository id for "hub", "demo" for "demo". `split` and `revision`
+    are None where the user left them open; `load` fills them in (`PairStream.source`).
     """
 
     name: str

@@ -27,8 +27,10 @@ from twdpo.weights_cache.durable import write_file
 from twdpo.weights_cache.schema import SCHEMA_VERSION, encodings, read_shard_metadata
 
 #: A row group is what one read by hash decodes, and the unit in which `datasets` can split a shard.
-ROW_GROUP_ROWS = 256
-_ZSTD_LEVEL = 3
+ROW_GROUP_ROWS = 512
+_ZSTD_LEVEL = 9
+#: Bytes. Pages cut at content make edited shards share what is equal; cut finer, they compress 5 % worse.
+_CHUNKING = {"min_chunk_size": 1 << 20, "max_chunk_size": 4 << 20}
 _NAME = re.compile(r"part-\d{8}T\d{12}Z-([0-9a-f]{16})\.parquet")
 
 
@@ -50,7 +52,7 @@ def write_shard(data: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
         column_encoding=encodings(table.schema),
         write_page_index=True,
         write_page_checksum=True,
-        use_content_defined_chunking=True,
+        use_content_defined_chunking=_CHUNKING,
     )
     content = memoryview(sink.getvalue())
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")

@@ -69,4 +69,5 @@ def select(weights: Mapping[int, NDArray[np.float32]], layers: Sequence[int]) ->
     """The mean over `layers` of one answer's weights; one layer alone passes through to the bit."""
     if len(layers) == 1:
         return weights[layers[0]]
-    return np.mean(np.stack([weights[layer] for layer in layers]), axis=0, dtype=np.float64).astype(np.float32)
+    mean: NDArray[np.float64] = np.stack([weights[layer] for layer in layers]).astype(np.float64).mean(axis=0)
+    return mean.astype(np.float32)

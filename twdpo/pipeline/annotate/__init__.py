@@ -1,6 +1,6 @@
 """Stage one: judge prompts, engines, attention to weights, the run.
 
-    result = annotate(AnnotateConfig(dataset="demo"))
+result = annotate(AnnotateConfig(dataset="demo"))
 """
 
 from __future__ import annotations

@@ -110,7 +110,7 @@ class PromptBuilder:
         self.max_length = max_length
         self.answer_tokens = answer_tokens or max_length * ANSWER_SHARE[0] // ANSWER_SHARE[1]
         self._pieces, self._slots = self._frame(tokenizer, template, chat_template_kwargs or {})
-        empty = self._tokenize({slot: "" for slot in _SLOTS})[0]
+        empty = self._tokenize(dict.fromkeys(_SLOTS, ""))[0]
         self.template_tokens = len(empty)
         if self.template_tokens + 16 > max_length:
             raise UsageError(
@@ -148,7 +148,7 @@ class PromptBuilder:
     def verdict_ids(self) -> tuple[int, int]:
         """The tokens that would begin the verdicts "A" and "B" after the reading position."""
         tail = self._marked[-1]
-        # In plain text a verdict follows the colon after a space; where the space is a token of its own, it says nothing.
+        # In plain text a space comes before the verdict; where it is a token of its own, it says nothing.
         spaces = [" ", ""] if self._plain and tail and not tail[-1].isspace() else [""]
         for space in spaces:
             first, second = (self._next_token(tail, space + letter) for letter in "AB")
@@ -167,10 +167,7 @@ class PromptBuilder:
         self._plain = not getattr(tokenizer, "chat_template", None)
         stand_ins = {slot: f"slot{secrets.token_hex(8)}" for slot in _SLOTS}
         text = _SLOT.sub(lambda match: stand_ins[match[1]], template)
-        if self._plain:
-            rendered = text
-        else:
-            rendered = _render_user_turn(tokenizer, text, kwargs)
+        rendered = text if self._plain else _render_user_turn(tokenizer, text, kwargs)
         slots = _SLOT.findall(template)
         pieces: list[str] = []
         for slot in slots:

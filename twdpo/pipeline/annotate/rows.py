@@ -42,9 +42,7 @@ def make_row(
         "chosen": (prompts[0].answer_a, prompts[1].answer_b),
         "rejected": (prompts[0].answer_b, prompts[1].answer_a),
     }
-    both = {
-        layer: {side: _in_first_tokens(attention[layer][side], spans[side]) for side in spans} for layer in layers
-    }
+    both = {layer: {side: _in_first_tokens(attention[layer][side], spans[side]) for side in spans} for layer in layers}
     sides = {
         side: SideWeights(
             starts=spans[side][0].starts,

@@ -123,9 +123,7 @@ class _Judge:
         if engine is None:
             engine, tokenizer, revision, dtype = _load_engine(config)
         kwargs = _chat_template_kwargs(tokenizer, config)
-        builder = PromptBuilder(
-            tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs
-        )
+        builder = PromptBuilder(tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs)
         layers = parse_layers(config.layers, engine.num_layers, engine.global_layers)
         for layer in layers:
             reach = engine.reach(layer)
@@ -147,9 +145,7 @@ class _Judge:
             orders=_ORDERS,
             layers=layers,
         )
-        return cls(
-            engine=engine, builder=builder, layers=layers, verdict_ids=builder.verdict_ids(), recipe=recipe
-        )
+        return cls(engine=engine, builder=builder, layers=layers, verdict_ids=builder.verdict_ids(), recipe=recipe)
 
 
 class _Run:
@@ -190,18 +186,22 @@ class _Run:
     def _take(self, row: Pair | Reject) -> tuple[Pair, tuple[JudgePrompt, JudgePrompt]] | None:
         """The pair with its prompts, or None where it needs no judging; counted either way."""
         if isinstance(row, Reject):
-            return self._reject(row.row, row.reason, row.example_hash)
+            self._reject(row.row, row.reason, row.example_hash)
+            return None
         key = row.example_hash
         if key in self._met:
-            return self._count(duplicates=1)
+            self._count(duplicates=1)
+            return None
         self._met.add(key)
         if key in self._writer.done:
-            return self._count(cached=1)
+            self._count(cached=1)
+            return None
         builder = self._judge.builder
         try:
             return row, (builder.build(row, "cr"), builder.build(row, "rc"))
         except PromptError as error:
-            return self._reject(row.row, str(error), key)
+            self._reject(row.row, str(error), key)
+            return None
 
     def _judge_window(self, window: list[tuple[Pair, tuple[JudgePrompt, JudgePrompt]]]) -> None:
         prompts = [prompt for _, both in window for prompt in both]

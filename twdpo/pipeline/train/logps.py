@@ -61,7 +61,7 @@ class TokenLogps(nn.Module):
     def _chunked(self, ids_BT: Tensor, mask_BT: Tensor, places_N: Tensor, targets_N: Tensor) -> Tensor:
         output = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
         hidden_ND = output.last_hidden_state.flatten(0, 1).index_select(0, places_N)
-        chunks = zip(hidden_ND.split(self._chunk), targets_N.split(self._chunk), strict=True)
+        chunks = zip(torch.split(hidden_ND, self._chunk), torch.split(targets_N, self._chunk), strict=True)
         if not torch.is_grad_enabled():
             return torch.cat([self._head_logps(*chunk) for chunk in chunks])
         return torch.cat([checkpoint(self._head_logps, *chunk, use_reentrant=False) for chunk in chunks])
@@ -110,7 +110,7 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
         # Attention functions read the rate off their module.
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
 def _pick(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

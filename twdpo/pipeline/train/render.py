@@ -107,6 +107,8 @@ class Renderer:
             raise RenderError("the text holds half of a surrogate pair, which is not valid text") from None
         # A token that spans the end of the prompt belongs to the completion, on both sides alike.
         prompt_length = min(_common_prefix(prompt_ids, tokens.ids) for _, tokens in sides)
+        if prompt_length == 0:
+            raise RenderError("no token of the prompt comes before the answer")
         if prompt_length >= self.max_length:
             raise RenderError(f"the prompt alone fills --max-length {self.max_length}")
         chosen_side, rejected_side = (self._side(text, tokens, prompt_length) for text, tokens in sides)

@@ -101,7 +101,11 @@ def test_same_prompts_same_bits() -> None:
     prompts = [prompt(length, length) for length in (30, 20, 25)]
     first, second = engine.read(prompts, [0, 1], VERDICTS), engine.read(prompts, [0, 1], VERDICTS)
     for a, b in zip(first, second, strict=True):
-        assert all(np.array_equal(x, y) for layer in (0, 1) for x, y in zip(a.attention[layer], b.attention[layer], strict=True))
+        assert all(
+            np.array_equal(x, y)
+            for layer in (0, 1)
+            for x, y in zip(a.attention[layer], b.attention[layer], strict=True)
+        )
 
 
 def test_a_model_out_of_reach_is_refused_by_name() -> None:

@@ -68,10 +68,12 @@ def capture_attention(
     attention_mask: Tensor | None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers: query [batch, heads, length, width], key and value with their own heads."""
+    """An attention function of transformers: query [batch, heads, length, width], key and value with own heads."""
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
-            raise ModelError(f"{type(module).__name__} uses {name}, which attention capture does not follow; use another judge")
+            raise ModelError(
+                f"{type(module).__name__} uses {name}, which attention capture does not follow; use another judge"
+            )
     recorder = _active
     layer = getattr(module, "layer_idx", None)
     if recorder is not None and layer in recorder.layers:
@@ -92,7 +94,7 @@ def attention_row(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **_others: Any,
 ) -> Tensor:
     """The softmax attention of query `positions[b]` in each sequence, mean over heads; float32 [batch, length].
 
@@ -138,9 +140,12 @@ def _chunked_attention(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
-    **_: Any,
+    **_others: Any,
 ) -> Tensor:
-    """Attention with a soft cap or learned sinks, which SDPA lacks, some queries at a time; [batch, length, heads, width]."""
+    """Attention with a soft cap or learned sinks, which SDPA lacks, some queries at a time.
+
+    Returns [batch, length, heads, width].
+    """
     batch, heads, length, width = query.shape
     groups = heads // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)

@@ -69,8 +69,7 @@ class TransformersEngine(Engine):
         """One reading a prompt, in order; batches are formed by length."""
         readings: dict[int, Reading] = {}
         for batch in self._batches(prompts):
-            for i, reading in zip(batch, self._run([prompts[i] for i in batch], layers, verdict_ids), strict=True):
-                readings[i] = reading
+            readings |= zip(batch, self._run([prompts[i] for i in batch], layers, verdict_ids), strict=True)
         return [readings[i] for i in range(len(prompts))]
 
     def _batches(self, prompts: Sequence[JudgePrompt]) -> list[list[int]]:

@@ -1,0 +1,25 @@
+"""Stage two: train a policy on preference pairs with the token weights of a cache.
+
+    result = train(TrainConfig(weights="weights_cache", out="trained"))
+
+Not for: making weights (`pipeline/annotate`). Importing this package imports neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+from twdpo.pipeline.train.config import TrainConfig
+from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.result import TrainResult
+
+__all__ = ["TrainConfig", "TrainProgress", "TrainResult", "train"]
+
+
+def train(config: TrainConfig, progress: TrainProgress | None = None) -> TrainResult:
+    """Train as `config` says, telling `progress` about it.
+
+    Raises UsageError, DataError, ModelError, CacheError (MissingRows where pairs have no weights), TrainingError (the
+    loss is not finite; a checkpoint of another run), StorageError, and Interrupted on Ctrl-C.
+    """
+    from twdpo.pipeline.train.loop import run
+
+    return run(config, progress or TrainProgress())

@@ -1,0 +1,163 @@
+"""Checkpoints: parameters, optimizer, random state and position, whole or not there at all.
+
+Each is a folder written under a temporary name and renamed when it is complete; the last two are kept. Tensors are in
+safetensors files, the rest in JSON: nothing is unpickled. Not for: the finished model (`output.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, load_model, save_file, save_model
+from torch import nn
+
+from twdpo.errors import TrainingError
+from twdpo.pipeline.train.config import FREE_ON_RESUME, flag
+from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, storing
+
+FOLDER = "checkpoints"
+KEPT = 2
+_FORMAT = 1
+_MODEL, _OPTIMIZER, _SETTINGS, _STATE = "model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a run stands, and what it must still be to go on.
+
+    step: optimizer steps done. window: sums and pairs of the log line in progress. config: the resolved
+    configuration. data: a digest of the training examples and their weights.
+    """
+
+    step: int
+    window: Mapping[str, Any]
+    config: Mapping[str, Any]
+    data: str
+
+
+def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> Path:
+    """Write a checkpoint and drop those before the last two. Raises StorageError; the older ones then stay."""
+    folder = out / FOLDER
+    target = folder / f"step-{position.step:08d}"
+    with storing_tensors(target):
+        folder.mkdir(exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))
+        try:
+            _write(temporary, model, optimizer, position)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        fsync_folder(folder)
+    for old in _complete(out)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return target
+
+
+def last_checkpoint(out: Path) -> Path | None:
+    """The newest complete checkpoint; what a crash left half-written is removed."""
+    for stray in (out / FOLDER).glob(f"{TEMPORARY_PREFIX}*"):
+        shutil.rmtree(stray, ignore_errors=True)
+    return next(reversed(_complete(out)), None)
+
+
+def read_position(checkpoint: Path) -> Position:
+    """A checkpoint's position. Raises TrainingError where it is damaged or of another format."""
+    try:
+        content = json.loads((checkpoint / _STATE).read_text("utf-8"))
+        if content.pop("format") != _FORMAT:
+            raise TrainingError(f"{checkpoint} was written by another version; pass --no-resume to start over")
+        return Position(**content)
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TrainingError(f"{checkpoint} is damaged; delete that folder to go on from the one before") from None
+
+
+def refuse_changes(checkpoint: Path, found: Position, config: Mapping[str, Any], data: str) -> None:
+    """Raise TrainingError naming what differs between a checkpoint's run and this one."""
+    names = [name for name in config if name not in FREE_ON_RESUME and found.config.get(name) != config[name]]
+    differences = [f"{flag(name)} {found.config.get(name)} there, {config[name]} asked for" for name in names]
+    if not differences and found.data != data:
+        differences = ["the pairs or their weights have changed"]
+    if differences:
+        raise TrainingError(
+            f"{checkpoint} is of another run ({'; '.join(differences)}); "
+            "pass --no-resume to start over, or another --out"
+        )
+
+
+def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put a checkpoint's parameters, optimizer state and random state in place. Raises TrainingError."""
+    try:
+        load_model(model, checkpoint / _MODEL)
+        tensors = load_file(checkpoint / _OPTIMIZER)
+        content = json.loads((checkpoint / _SETTINGS).read_text("utf-8"))
+        state = content["state"]
+        for key, tensor in tensors.items():
+            kind, _, name = key.partition("/")
+            if kind == "optimizer":
+                number, _, field = name.partition("/")
+                state.setdefault(number, {})[field] = tensor
+        groups = content["param_groups"]
+        optimizer.load_state_dict({"state": {int(n): s for n, s in state.items()}, "param_groups": groups})
+    except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
+        raise TrainingError(
+            f"{checkpoint} is damaged ({str(error).splitlines()[0][:200]}); "
+            "delete that folder to go on from the one before"
+        ) from None
+    torch.set_rng_state(tensors["rng/cpu"])
+    if torch.cuda.is_available() and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+
+
+@contextmanager
+def storing_tensors(path: Path) -> Iterator[None]:
+    """As `storing`, also for what safetensors raises when a write fails."""
+    with storing(path):
+        try:
+            yield
+        except SafetensorError as error:
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    save_model(model, str(folder / _MODEL))
+    state = optimizer.state_dict()
+    tensors = {"rng/cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng/cuda"] = torch.cuda.get_rng_state()
+    plain: dict[str, dict[str, Any]] = {}
+    for number, entry in state["state"].items():
+        plain[str(number)] = {name: value for name, value in entry.items() if not isinstance(value, torch.Tensor)}
+        for name, value in entry.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{number}/{name}"] = value.detach().contiguous()
+    save_file(tensors, str(folder / _OPTIMIZER))
+    _write_json(folder / _SETTINGS, {"state": plain, "param_groups": state["param_groups"]})
+    content = {name: getattr(position, name) for name in ("step", "window", "config", "data")}
+    _write_json(folder / _STATE, {"format": _FORMAT, **content})
+    for file in folder.iterdir():
+        with file.open("rb+") as stream:
+            os.fsync(stream.fileno())
+    fsync_folder(folder)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1), "utf-8")
+
+
+def _complete(out: Path) -> list[Path]:
+    return sorted(path for path in (out / FOLDER).glob("step-*") if (path / _STATE).is_file())

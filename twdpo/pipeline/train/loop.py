@@ -1,0 +1,422 @@
+"""Stage two from end to end: load, join, reference log-probs, train, evaluate, save.
+
+Reads from top to bottom: `run` sets up, `_Loop` trains. Parameters are float32; with bfloat16 the forward passes
+compute in it and the parameters stay as they are, since steps of 1e-6 would vanish in a bfloat16 parameter. Dropout is
+off. Not for: the objective (`loss.py`), log-probs (`logps.py`) or the order of pairs (`batches.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from twdpo.errors import Interrupted, TrainingError, UsageError
+from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
+from twdpo.pipeline.train.batches import (
+    TOKEN_BUDGET,
+    Logps,
+    Plan,
+    collate,
+    micro_batches,
+    share,
+    step_indices,
+)
+from twdpo.pipeline.train.checkpoint import (
+    Position,
+    last_checkpoint,
+    load_checkpoint,
+    read_position,
+    refuse_changes,
+    save_checkpoint,
+)
+from twdpo.pipeline.train.config import TrainConfig
+from twdpo.pipeline.train.data import Example, Examples, join
+from twdpo.pipeline.train.logps import TokenLogps, disable_dropout
+from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
+from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, means, metric_sums
+from twdpo.pipeline.train.optim import learning_rate, make_optimizer
+from twdpo.pipeline.train.output import METRICS, claim, model_card, save_configuration, save_model
+from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
+from twdpo.pipeline.train.render import Renderer
+from twdpo.pipeline.train.result import TrainResult
+from twdpo.weights_cache import Manifest, WeightsCache
+from twdpo.weights_cache.transforms import parse_attn_source
+
+
+def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
+    """Train as `config` says. Raises what its parts raise, TrainingError, and Interrupted on Ctrl-C."""
+    clock = _Clock()
+    manifest = Manifest.load(Path(config.weights))
+    config = replace(
+        config,
+        model=config.model or manifest.defaults.get("policy_model") or manifest.recipe.judge_model,
+        dtype=resolve_dtype(config.dtype, pick_device(config.device)),
+    )
+    layers = parse_attn_source(config.attn_source, manifest.recipe.layers)
+    accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
+    checkpoint = claim(config) if accelerator.is_main_process else None
+    accelerator.wait_for_everyone()
+    checkpoint = checkpoint or (last_checkpoint(Path(config.out)) if config.resume else None)
+
+    loaded = _load_policy(config, str(accelerator.device))
+    model = TokenLogps(loaded.model, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+    renderer = Renderer(loaded.tokenizer, max_length=config.max_length)
+    with WeightsCache.open(config.weights, layers=layers) as cache:
+        examples = join(config, cache, renderer, progress)
+    clock.lap("pairs")
+    reference = _reference(config, accelerator, loaded, model, renderer, examples, progress)
+    clock.lap("reference")
+
+    loop = _Loop(config, accelerator, model, examples, reference, progress)
+    before, after = loop.run(checkpoint)
+    clock.lap("training")
+    if accelerator.is_main_process:
+        card = model_card(config, manifest, examples, loop.plan.steps, before, after, loop.last_record)
+        save_model(config, loaded, card)
+    accelerator.wait_for_everyone()
+    clock.lap("saving")
+    return TrainResult(
+        out=Path(config.out),
+        model=str(config.model),
+        steps=loop.plan.steps,
+        resumed_at=loop.resumed_at,
+        pairs=len(examples.train),
+        heldout=len(examples.heldout),
+        truncated=examples.truncated,
+        uniform=examples.uniform,
+        skipped=examples.skipped,
+        before=before,
+        after=after,
+        seconds=clock.laps,
+    )
+
+
+def _load_policy(config: TrainConfig, device: str) -> LoadedModel:
+    loaded = load_model(
+        str(config.model),
+        dtype="float32",
+        device=device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    context = context_length(loaded.model.config)
+    if context is not None and context < config.max_length:
+        raise UsageError(
+            f"--max-length {config.max_length} is more than the policy's context of {context} tokens; "
+            f"use --max-length {context}"
+        )
+    disable_dropout(loaded.model)
+    if config.gradient_checkpointing:
+        # Only a model in training mode drops its activations; with dropout off, nothing else changes.
+        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        loaded.model.train()
+    return loaded
+
+
+def _reference(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    loaded: LoadedModel,
+    model: TokenLogps,
+    renderer: Renderer,
+    examples: Examples,
+    progress: TrainProgress,
+) -> Mapping[str, Logps]:
+    """Reference log-probs of all examples; each process computes a part of what is not in the store."""
+    both = examples.train + examples.heldout
+    reference_logps(
+        both,
+        model,
+        open_store(config.reference_folder, loaded, renderer, config.dtype),
+        progress,
+        pairs=config.micro_batch_size,
+        tokens=_token_budget(accelerator),
+        rank=accelerator.process_index,
+        ranks=accelerator.num_processes,
+    )
+    accelerator.wait_for_everyone()
+    with open_store(config.reference_folder, loaded, renderer, config.dtype) as store:
+        return read_reference(both, store)
+
+
+class _Stop(Exception):
+    """Ctrl-C was pressed; the step in progress is dropped."""
+
+
+class _Loop:
+    """The training loop over one set of examples."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        accelerator: Accelerator,
+        model: TokenLogps,
+        examples: Examples,
+        reference: Mapping[str, Logps],
+        progress: TrainProgress,
+    ) -> None:
+        self._config, self._accelerator, self._progress = config, accelerator, progress
+        self._train, self._heldout, self._reference = examples.train, examples.heldout, reference
+        self.plan = Plan.of(len(examples.train), config.batch_size, config.epochs, config.max_steps)
+        optimizer = make_optimizer(config.optimizer, model, config.weight_decay)
+        self._policy = model.model
+        self._model, self._optimizer = accelerator.prepare(model, optimizer)
+        self._metrics = MetricsFile(Path(config.out) / METRICS)
+        self._stop = False
+        self._step = 0
+        self._window = _Window.empty()
+        self._evaluations: dict[int, Record] = {}
+        self.resumed_at: int | None = None
+        self.last_record: Record = {}
+
+    def run(self, checkpoint: Path | None) -> tuple[Record, Record]:
+        """Train to the end; the evaluations before and after, empty without held-out pairs."""
+        self._begin(checkpoint)
+        self._progress.start("training", self.plan.steps)
+        self._progress.advance("training", self._step)
+        with self._watching_for_ctrl_c():
+            try:
+                while True:
+                    if self._evaluation_is_due():
+                        self._evaluate()
+                    if self._step == self.plan.steps:
+                        break
+                    self._train_step()
+                    if self._step % self._config.log_every == 0 or self._step == self.plan.steps:
+                        self._log()
+                    if self._config.save_every and self._step % self._config.save_every == 0:
+                        self._save()
+            except _Stop:
+                self._interrupt()
+        self._progress.finish("training")
+        return self._evaluations.get(0, {}), self._evaluations.get(self.plan.steps, {})
+
+    def _begin(self, checkpoint: Path | None) -> None:
+        """Start at step 0, or where a checkpoint of this very run stands."""
+        self._data = _digest(self._train)
+        if checkpoint is not None:
+            position = read_position(checkpoint)
+            refuse_changes(checkpoint, position, asdict(self._config), self._data)
+            load_checkpoint(checkpoint, self._policy, self._optimizer)
+            self._step = self.resumed_at = position.step
+            self._window = _Window.from_state(position.window)
+        if self._accelerator.is_main_process:
+            save_configuration(self._config)
+            for record in self._metrics.begin(self._step):
+                if "eval_loss" in record:
+                    self._evaluations[int(record["step"])] = record
+                else:
+                    self.last_record = record
+        if checkpoint is not None:
+            self._progress.note(f"going on after step {self._step} of {self.plan.steps}")
+
+    def _train_step(self) -> None:
+        """One optimizer step: the mean loss over its pairs, however they fall into micro-batches and processes."""
+        started = time.perf_counter()
+        accelerator, config = self._accelerator, self._config
+        chosen = [self._train[i] for i in step_indices(self.plan, config.seed, self._step)]
+        mine = share(chosen, accelerator.process_index, accelerator.num_processes)
+        # Every process must take part in the gradients' exchange, also one without a pair of its own.
+        groups = list(micro_batches(mine or chosen[:1], config.micro_batch_size, _token_budget(accelerator)))
+        # The exchange averages over processes; the loss is the mean over pairs.
+        scale = accelerator.num_processes / len(chosen) if mine else 0.0
+        sums = torch.zeros(len(NAMES), device=accelerator.device)
+        for number, group in enumerate(groups):
+            last = number == len(groups) - 1
+            with nullcontext() if last else accelerator.no_sync(self._model):
+                pairs = self._losses(group)
+                accelerator.backward(pairs.losses.sum() * scale)
+            sums += metric_sums(pairs) if mine else 0.0
+            self._refuse_nan(pairs.losses, group)
+            self._check_stop(last)
+        sums = accelerator.reduce(sums, "sum")
+        norm = float(accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise self._failure(f"the gradient of step {self._step + 1} is not finite", chosen)
+        rate = learning_rate(config.learning_rate, self._step, self.plan.steps, config.warmup_ratio)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = rate
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._step += 1
+        tokens = sum(example.tokens for example in chosen)
+        self._window.add(sums, len(chosen), tokens, time.perf_counter() - started, rate, norm)
+        self._progress.advance("training")
+
+    def _losses(self, group: list[Example]) -> PairLosses:
+        """Policy log-probs of a micro-batch, and its losses."""
+        batch = collate(group, self._reference, self._accelerator.device)
+        policy = batch.spread(self._model(batch.ids, batch.mask, batch.wanted))
+        sides = zip(policy.chunk(2), batch.reference.chunk(2), batch.weights.chunk(2), strict=True)
+        chosen, rejected = (SideLogps(policy=p, reference=r, weights=w) for p, r, w in sides)
+        return twdpo_loss(chosen, rejected, beta=self._config.beta, label_smoothing=self._config.label_smoothing)
+
+    def _evaluation_is_due(self) -> bool:
+        every = self._config.eval_every
+        regular = self._step in (0, self.plan.steps) or (every > 0 and self._step % every == 0)
+        return bool(self._heldout) and regular and self._step not in self._evaluations
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        """The same metrics over the held-out pairs."""
+        started = time.perf_counter()
+        accelerator = self._accelerator
+        self._progress.start("evaluation", len(self._heldout))
+        mine = share(self._heldout, accelerator.process_index, accelerator.num_processes)
+        sums = torch.zeros(len(NAMES), device=accelerator.device)
+        for group in micro_batches(mine, self._config.micro_batch_size, _token_budget(accelerator)):
+            sums += metric_sums(self._losses(group))
+            self._progress.advance("evaluation", len(group))
+            self._check_stop(False)
+        record = self._stamp() | means(accelerator.reduce(sums, "sum"), len(self._heldout), "eval_")
+        record["eval_seconds"] = time.perf_counter() - started
+        self._evaluations[self._step] = record
+        self._progress.finish("evaluation")
+        self._write(record)
+
+    def _log(self) -> None:
+        """Write the means since the last line."""
+        self.last_record = self._stamp() | self._window.record()
+        self._window = _Window.empty()
+        self._write(self.last_record)
+
+    def _write(self, record: Record) -> None:
+        if self._accelerator.is_main_process:
+            self._metrics.add(record)
+            self._progress.record(record)
+
+    def _stamp(self) -> Record:
+        return {"step": self._step, "epoch": round(self.plan.epoch_after(self._step), 4)}
+
+    def _save(self) -> None:
+        if self._accelerator.is_main_process:
+            position = Position(
+                step=self._step, window=self._window.state(), config=asdict(self._config), data=self._data
+            )
+            save_checkpoint(Path(self._config.out), self._policy, self._optimizer, position)
+        self._accelerator.wait_for_everyone()
+
+    def _refuse_nan(self, losses: torch.Tensor, group: list[Example]) -> None:
+        finite = torch.isfinite(losses.detach())
+        if not bool(finite.all()):
+            bad = [example for example, good in zip(group, finite.tolist(), strict=True) if not good]
+            raise self._failure(f"the loss of step {self._step + 1} is not finite", bad)
+
+    def _failure(self, what: str, examples: list[Example]) -> TrainingError:
+        rows = ", ".join(f"row {e.row} ({e.example_hash})" for e in examples[:3])
+        more = f" and {len(examples) - 3} more" if len(examples) > 3 else ""
+        last = last_checkpoint(Path(self._config.out))
+        kept = f"{last} is kept" if last else "no checkpoint was written yet"
+        return TrainingError(f"{what} with {rows}{more}; {kept}; try a smaller --learning-rate or --dtype float32")
+
+    def _check_stop(self, last: bool) -> None:
+        """Leave the step where Ctrl-C was pressed; several processes do so together, before the step counts."""
+        if self._accelerator.num_processes == 1:
+            if self._stop:
+                raise _Stop
+        elif last:
+            asked = torch.tensor(float(self._stop), device=self._accelerator.device)
+            if float(self._accelerator.reduce(asked, "sum")):
+                raise _Stop
+
+    def _interrupt(self) -> None:
+        """Keep what the finished steps gave."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self._step:
+            self._save()
+        where = f"after step {self._step} of {self.plan.steps}; a checkpoint is saved" if self._step else "at the start"
+        raise Interrupted(f"stopped {where}; run the same command again to go on")
+
+    @contextmanager
+    def _watching_for_ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C asks the loop to stop, a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGINT)
+
+        def ask(*_: Any) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, before)
+            self._progress.note("stopping: saving a checkpoint (Ctrl-C again to stop at once)")
+
+        signal.signal(signal.SIGINT, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Window:
+    """What has come together since the last line of metrics."""
+
+    sums: torch.Tensor
+    pairs: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    rate: float = 0.0
+    norm: float = 0.0
+
+    @classmethod
+    def empty(cls) -> _Window:
+        return cls(sums=torch.zeros(len(NAMES), dtype=torch.float64))
+
+    def add(self, sums: torch.Tensor, pairs: int, tokens: int, seconds: float, rate: float, norm: float) -> None:
+        self.sums += sums.cpu().double()
+        self.pairs, self.tokens, self.seconds = self.pairs + pairs, self.tokens + tokens, self.seconds + seconds
+        self.rate, self.norm = rate, norm
+
+    def record(self) -> Record:
+        """Means over pairs; learning rate and gradient norm are those of the last step."""
+        return means(self.sums, self.pairs) | {
+            "learning_rate": self.rate,
+            "grad_norm": self.norm,
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+        }
+
+    def state(self) -> dict[str, Any]:
+        names = ("pairs", "tokens", "seconds", "rate", "norm")
+        return {"sums": self.sums.tolist(), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Window:
+        return cls(**{**state, "sums": torch.tensor(state["sums"], dtype=torch.float64)})
+
+
+class _Clock:
+    """Seconds of each part of a run."""
+
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name], self._last = now - self._last, now
+
+
+def _token_budget(accelerator: Accelerator) -> int:
+    return TOKEN_BUDGET["cpu" if accelerator.device.type == "cpu" else "accelerator"]
+
+
+def _digest(examples: list[Example]) -> str:
+    """16 hex digits over what is trained on: the pairs in their order, their tokens and weights."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.example_hash.encode())
+        for side in (example.chosen, example.rejected):
+            digest.update(side.ids.tobytes() + side.weights.tobytes())
+    return digest.hexdigest()[:16]
