@@ -39,6 +39,7 @@ SAME_PAIR: dict[str, Row] = {
     "implicit, conversations": WHOLE,
     "ultrafeedback": {"prompt": SKY, "prompt_id": "0", "messages": WHOLE["chosen"], "score_chosen": 9.0, **WHOLE},
     "ultrafeedback, other prompt": {"prompt": "only a label", **WHOLE},
+    "the chosen conversation a second time": {"messages": WHOLE["chosen"], **WHOLE},
     "string prompt, completions": {"prompt": SKY, **COMPLETIONS},
     "messages prompt, string answers": {"prompt": [user(SKY)], **PLAIN},
     "one message as prompt": {"prompt": user(SKY), "chosen": assistant("Blue."), "rejected": assistant("Green.")},

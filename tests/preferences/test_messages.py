@@ -95,6 +95,7 @@ def test_transcripts_without_the_space_or_the_first_blank_line() -> None:
         Message(role="user", content="a"),
         Message(role="assistant", content=""),
     )
+    assert transcript("\n\n\n Human: a\n\nAssistant: b") == transcript("\n\nHuman: a\n\nAssistant: b")
     assert not is_transcript("The human: a\n\nAssistant: b")
     assert not is_transcript("\n\nAssistant: b")
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twdpo.preferences import Message, Pair, example_hash
+from twdpo.preferences.pair import canonical_json
 
 TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates too
 PROMPTS = st.lists(st.builds(Message, role=st.sampled_from(["system", "user"]), content=TEXTS), max_size=3).map(tuple)
@@ -39,8 +40,6 @@ def test_different_pairs_have_different_hashes(pairs: list[tuple[tuple[Message, 
 
 @given(PROMPTS, st.text(max_size=20), st.text(max_size=20))
 def test_what_is_hashed_is_json_of_the_three_parts(prompt: tuple[Message, ...], chosen: str, rejected: str) -> None:
-    from twdpo.preferences.pair import canonical_json
-
     read = json.loads(canonical_json(prompt, chosen, rejected))
     assert read == {
         "prompt": [{"role": message.role, "content": message.content} for message in prompt],

@@ -2,7 +2,8 @@
 
     python -m tests.weights_cache.samples FOLDER FIRST LAST PAUSE_SECONDS
 
-writes the rows FIRST to LAST, two a shard. A row's content depends on its number alone.
+writes the rows FIRST to LAST, two a shard, and prints "open", then a line after each row that was not there before,
+so that whoever kills it can go by its progress. A row's content depends on its number alone.
 """
 
 from __future__ import annotations
@@ -92,10 +93,12 @@ def main() -> None:
         for number in range(first, last):
             row = make_row(number)
             if number % 7 == 0:
-                writer.reject(number, "every seventh is left out", row.example_hash, "demo")
+                new = writer.reject(number, "every seventh is left out", row.example_hash, "demo")
             else:
-                writer.add(row)
-            time.sleep(pause)
+                new = writer.add(row)
+            if new:
+                print(number, flush=True)
+                time.sleep(pause)
 
 
 if __name__ == "__main__":

@@ -70,15 +70,23 @@ def finish(folder: Path) -> None:
     assert process.returncode == 0, errors
 
 
+def wait_for(process: subprocess.Popen[str], rows: int) -> None:
+    """Wait until the writer is open and has taken so many new rows: a clock would measure the machine's load."""
+    assert process.stdout is not None
+    assert process.stdout.readline() == "open\n"
+    for _ in range(rows):
+        assert process.stdout.readline()
+
+
 def test_killed_at_any_instant_and_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "cache"
     rng = np.random.default_rng(time.time_ns())
     done = 0
-    for _ in range(KILLS):
-        process = start(folder, NUMBERS.start, NUMBERS.stop, 0.02)
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(float(rng.random()) * 0.3)
+    for attempt in range(KILLS):
+        # The kill falls in the row after, its shard, or the pause: one kill a run, at most 6 rows and a few further on.
+        process = start(folder, NUMBERS.start, NUMBERS.stop, 0.005)
+        wait_for(process, attempt % 6)
+        time.sleep(float(rng.random()) * 0.02)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -94,9 +102,7 @@ def test_killed_at_any_instant_and_resumed(tmp_path: Path) -> None:
 
 def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
     process = start(tmp_path / "cache", 1, 2_000, 0.01)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "open\n"
-    time.sleep(0.5)
+    wait_for(process, 5)
     process.send_signal(signal.SIGINT)
     errors = process.communicate()[1]
     assert "KeyboardInterrupt" in errors
@@ -109,9 +115,12 @@ def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:
 def test_workers_side_by_side(tmp_path: Path, killed: int) -> None:
     folder = tmp_path / "cache"
     # Their ranges overlap, and both begin at once in a folder that is not there yet.
-    workers = [start(folder, 0, 40, 0.005), start(folder, 20, 60, 0.005), start(folder, 10, 50, 0.005)]
+    # The one to be killed is slow, so that it is still at work when it is.
+    pauses = (0.1 if killed else 0.005, 0.005, 0.005)
+    ranges = ((0, 40), (20, 60), (10, 50))
+    workers = [start(folder, *numbers, pause) for numbers, pause in zip(ranges, pauses, strict=True)]
     for worker in workers[:killed]:
-        time.sleep(0.8)
+        wait_for(worker, 3)
         worker.kill()
     for number, worker in enumerate(workers):
         errors = worker.communicate()[1]

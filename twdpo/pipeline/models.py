@@ -94,7 +94,7 @@ def load_model(
     device = pick_device(device)
     dtype = resolve_dtype(dtype, device)
     folder, identity, arguments = _locate(name, revision, trust_remote_code)
-    with _loading(name, "model"), _quiet_progress():
+    with _loading(name, "model"), quiet_progress():
         tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
         model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments
@@ -176,7 +176,7 @@ def _converted(file: Path, digest: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
-        with _loading(DEFAULT_MODEL, "model"), _quiet_progress():
+        with _loading(DEFAULT_MODEL, "model"), quiet_progress():
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             forget_quantization(model)
@@ -241,7 +241,7 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet_progress() -> Iterator[None]:
+def quiet_progress() -> Iterator[None]:
     """Keep the loaders' own progress bars off the terminal, and put things back afterwards."""
     from transformers.utils import logging as library
 

@@ -111,15 +111,28 @@ def _rename_special_tokens(backend: Any) -> tuple[Any, dict[str, str], dict[int,
             token.update(content=private, normalized=False)
             content = private
         originals[content] = token["id"]
+    _rename_in_vocabulary(state["model"], spellings)
     copy: Any = Tokenizer.from_str(json.dumps(state))
-    # The library numbers the new spellings behind the vocabulary; what `encode` returns are the original numbers.
+    # The library numbers spellings that the vocabulary lacks behind it; `encode` returns the original numbers.
     ids = {copy.token_to_id(content): original for content, original in originals.items()}
     taken = {backend.token_to_id(word) for word in backend.get_vocab(with_added_tokens=False)}
     if any(new != original and new in taken for new, original in ids.items()):
-        raise ModelError(
-            "the tokenizer's vocabulary has gaps in its numbering; its special tokens cannot be told apart"
-        )
+        raise ModelError("the tokenizer's vocabulary has gaps in its numbering; its special tokens cannot be told apart")
     return copy, spellings, ids
+
+
+def _rename_in_vocabulary(model: dict[str, Any], spellings: dict[str, str]) -> None:
+    """Take the special tokens' spellings out of the model's own vocabulary, where plain text could reach them."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {spellings.get(word, word): number for word, number in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[spellings.get(word, word), score] for word, score in vocabulary]
+    if model.get("unk_token") in spellings:
+        model["unk_token"] = spellings[model["unk_token"]]
+    if "merges" in model:
+        pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & spellings.keys()]
 
 
 def _leading_bos(tokenizer: Any) -> tuple[int, ...]:

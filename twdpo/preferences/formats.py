@@ -153,7 +153,7 @@ def _split(name: str, side: str | Prompt, prompt: str | Prompt | None) -> tuple[
     context, last = side[:-1], side[-1]
     if last.role != "assistant":
         raise UnusableRow(f"`{name}` ends with a message from {last.role!r}; expected the assistant's answer")
-    if own is None or (context and isinstance(prompt, str)):
+    if own is None:
         if not context:
             raise UnusableRow(f"there is no prompt: `{name}` holds the answer alone, and no prompt stands beside it")
         return context, last.content

@@ -7,6 +7,7 @@ Not for: making weights (`pipeline/annotate`). Importing this package imports ne
 
 from __future__ import annotations
 
+from twdpo.errors import Interrupted
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.result import TrainResult
@@ -22,4 +23,7 @@ def train(config: TrainConfig, progress: TrainProgress | None = None) -> TrainRe
     """
     from twdpo.pipeline.train.loop import run
 
-    return run(config, progress or TrainProgress())
+    try:
+        return run(config, progress or TrainProgress())
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; run the same command again, and what is finished is used") from None

@@ -74,6 +74,16 @@ class Examples:
     truncated: int = 0
 
 
+def digest(examples: list[Example]) -> str:
+    """16 hex digits over what is trained on: the pairs in their order, their tokens and weights."""
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(example.example_hash.encode())
+        for side in (example.chosen, example.rejected):
+            digest.update(side.ids.tobytes() + side.weights.tobytes())
+    return digest.hexdigest()[:16]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
     """Rows to read, in order: a source, or the texts that the cache holds itself. partial: annotated with a limit."""

@@ -7,31 +7,19 @@ off. Not for: the objective (`loss.py`), log-probs (`logps.py`) or the order of 
 
 from __future__ import annotations
 
-import hashlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
 
 from twdpo.errors import Interrupted, TrainingError, UsageError
 from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
-from twdpo.pipeline.train.batches import (
-    TOKEN_BUDGET,
-    Logps,
-    Plan,
-    collate,
-    micro_batches,
-    share,
-    step_indices,
-)
+from twdpo.pipeline.train.batches import TOKEN_BUDGET, Logps, Plan, collate, micro_batches, share, step_indices
 from twdpo.pipeline.train.checkpoint import (
     Position,
     last_checkpoint,
@@ -41,10 +29,11 @@ from twdpo.pipeline.train.checkpoint import (
     save_checkpoint,
 )
 from twdpo.pipeline.train.config import TrainConfig
-from twdpo.pipeline.train.data import Example, Examples, join
+from twdpo.pipeline.train.ctrl_c import CtrlC
+from twdpo.pipeline.train.data import Example, Examples, digest, join
 from twdpo.pipeline.train.logps import TokenLogps, disable_dropout
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
-from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, means, metric_sums
+from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
 from twdpo.pipeline.train.optim import learning_rate, make_optimizer
 from twdpo.pipeline.train.output import METRICS, claim, model_card, save_configuration, save_model
 from twdpo.pipeline.train.progress import TrainProgress
@@ -174,9 +163,9 @@ class _Loop:
         self._policy = model.model
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
         self._metrics = MetricsFile(Path(config.out) / METRICS)
-        self._stop = False
+        self._ctrl_c = CtrlC(lambda: progress.note("stopping: saving a checkpoint (Ctrl-C again to stop at once)"))
         self._step = 0
-        self._window = _Window.empty()
+        self._window = Window.empty()
         self._evaluations: dict[int, Record] = {}
         self.resumed_at: int | None = None
         self.last_record: Record = {}
@@ -186,7 +175,7 @@ class _Loop:
         self._begin(checkpoint)
         self._progress.start("training", self.plan.steps)
         self._progress.advance("training", self._step)
-        with self._watching_for_ctrl_c():
+        with self._ctrl_c:
             try:
                 while True:
                     if self._evaluation_is_due():
@@ -205,13 +194,13 @@ class _Loop:
 
     def _begin(self, checkpoint: Path | None) -> None:
         """Start at step 0, or where a checkpoint of this very run stands."""
-        self._data = _digest(self._train)
+        self._data = digest(self._train)
         if checkpoint is not None:
             position = read_position(checkpoint)
             refuse_changes(checkpoint, position, asdict(self._config), self._data)
             load_checkpoint(checkpoint, self._policy, self._optimizer)
             self._step = self.resumed_at = position.step
-            self._window = _Window.from_state(position.window)
+            self._window = Window.from_state(position.window)
         if self._accelerator.is_main_process:
             save_configuration(self._config)
             for record in self._metrics.begin(self._step):
@@ -289,7 +278,7 @@ class _Loop:
     def _log(self) -> None:
         """Write the means since the last line."""
         self.last_record = self._stamp() | self._window.record()
-        self._window = _Window.empty()
+        self._window = Window.empty()
         self._write(self.last_record)
 
     def _write(self, record: Record) -> None:
@@ -324,10 +313,10 @@ class _Loop:
     def _check_stop(self, last: bool) -> None:
         """Leave the step where Ctrl-C was pressed; several processes do so together, before the step counts."""
         if self._accelerator.num_processes == 1:
-            if self._stop:
+            if self._ctrl_c.pressed:
                 raise _Stop
         elif last:
-            asked = torch.tensor(float(self._stop), device=self._accelerator.device)
+            asked = torch.tensor(float(self._ctrl_c.pressed), device=self._accelerator.device)
             if float(self._accelerator.reduce(asked, "sum")):
                 raise _Stop
 
@@ -338,62 +327,6 @@ class _Loop:
             self._save()
         where = f"after step {self._step} of {self.plan.steps}; a checkpoint is saved" if self._step else "at the start"
         raise Interrupted(f"stopped {where}; run the same command again to go on")
-
-    @contextmanager
-    def _watching_for_ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C asks the loop to stop, a second one stops at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = signal.getsignal(signal.SIGINT)
-
-        def ask(*_: Any) -> None:
-            self._stop = True
-            signal.signal(signal.SIGINT, before)
-            self._progress.note("stopping: saving a checkpoint (Ctrl-C again to stop at once)")
-
-        signal.signal(signal.SIGINT, ask)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-@dataclass(slots=True, kw_only=True)
-class _Window:
-    """What has come together since the last line of metrics."""
-
-    sums: torch.Tensor
-    pairs: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    rate: float = 0.0
-    norm: float = 0.0
-
-    @classmethod
-    def empty(cls) -> _Window:
-        return cls(sums=torch.zeros(len(NAMES), dtype=torch.float64))
-
-    def add(self, sums: torch.Tensor, pairs: int, tokens: int, seconds: float, rate: float, norm: float) -> None:
-        self.sums += sums.cpu().double()
-        self.pairs, self.tokens, self.seconds = self.pairs + pairs, self.tokens + tokens, self.seconds + seconds
-        self.rate, self.norm = rate, norm
-
-    def record(self) -> Record:
-        """Means over pairs; learning rate and gradient norm are those of the last step."""
-        return means(self.sums, self.pairs) | {
-            "learning_rate": self.rate,
-            "grad_norm": self.norm,
-            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
-        }
-
-    def state(self) -> dict[str, Any]:
-        names = ("pairs", "tokens", "seconds", "rate", "norm")
-        return {"sums": self.sums.tolist(), **{name: getattr(self, name) for name in names}}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> _Window:
-        return cls(**{**state, "sums": torch.tensor(state["sums"], dtype=torch.float64)})
 
 
 class _Clock:
@@ -410,13 +343,3 @@ class _Clock:
 
 def _token_budget(accelerator: Accelerator) -> int:
     return TOKEN_BUDGET["cpu" if accelerator.device.type == "cpu" else "accelerator"]
-
-
-def _digest(examples: list[Example]) -> str:
-    """16 hex digits over what is trained on: the pairs in their order, their tokens and weights."""
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(example.example_hash.encode())
-        for side in (example.chosen, example.rejected):
-            digest.update(side.ids.tobytes() + side.weights.tobytes())
-    return digest.hexdigest()[:16]

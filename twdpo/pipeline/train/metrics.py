@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +58,47 @@ def _side_by_side(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor, Ten
 def means(sums: Tensor, pairs: int, prefix: str = "") -> Record:
     """The metrics of so many pairs, each name with `prefix`."""
     return {prefix + name: value / pairs for name, value in zip(NAMES, sums.tolist(), strict=True)}
+
+
+@dataclass(slots=True, kw_only=True)
+class Window:
+    """What has come together since the last line of metrics."""
+
+    sums: torch.Tensor
+    pairs: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    rate: float = 0.0
+    norm: float = 0.0
+
+    @classmethod
+    def empty(cls) -> Window:
+        """Nothing yet."""
+        return cls(sums=torch.zeros(len(NAMES), dtype=torch.float64))
+
+    def add(self, sums: torch.Tensor, pairs: int, tokens: int, seconds: float, rate: float, norm: float) -> None:
+        """Add one optimizer step."""
+        self.sums += sums.cpu().double()
+        self.pairs, self.tokens, self.seconds = self.pairs + pairs, self.tokens + tokens, self.seconds + seconds
+        self.rate, self.norm = rate, norm
+
+    def record(self) -> Record:
+        """Means over pairs; learning rate and gradient norm are those of the last step."""
+        return means(self.sums, self.pairs) | {
+            "learning_rate": self.rate,
+            "grad_norm": self.norm,
+            "tokens_per_second": self.tokens / max(self.seconds, 1e-9),
+        }
+
+    def state(self) -> dict[str, Any]:
+        """All of it as JSON types, exactly."""
+        names = ("pairs", "tokens", "seconds", "rate", "norm")
+        return {"sums": self.sums.tolist(), **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Window:
+        """Undo `state`."""
+        return cls(**{**state, "sums": torch.tensor(state["sums"], dtype=torch.float64)})
 
 
 class MetricsFile:

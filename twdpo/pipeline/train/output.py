@@ -19,7 +19,7 @@ from typing import Any
 from twdpo import __version__
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
-from twdpo.pipeline.models import LoadedModel
+from twdpo.pipeline.models import LoadedModel, quiet_progress
 from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, storing_tensors
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import Examples
@@ -68,7 +68,8 @@ def save_model(config: TrainConfig, loaded: LoadedModel, card: str) -> None:
     with storing_tensors(out):
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
-            loaded.model.save_pretrained(temporary)
+            with quiet_progress():
+                loaded.model.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
             (temporary / "README.md").write_text(card, "utf-8")
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == _FINISHED):
