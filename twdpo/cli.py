@@ -14,6 +14,11 @@ import typer
 
 from twdpo import __version__
 from twdpo.errors import Interrupted, TwdpoError, UsageError
+from twdpo.options import configured
+from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
+from twdpo.pipeline.annotate.config import AnnotateConfig
+from twdpo.pipeline.train.config import HELP as TRAIN_HELP
+from twdpo.pipeline.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -30,7 +35,6 @@ app = typer.Typer(
 cache_app = typer.Typer(help="Look after a weights cache.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(cache_app, name="cache")
 
-ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file; flags win over it.")]
 CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the weights cache.")]
 
 
@@ -49,71 +53,49 @@ def _root(
     pass
 
 
+def _json(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f'{text!r} is no JSON object; write for example {{"enable_thinking": false}}')
+    return value
+
+
 @app.command()
-def annotate(
-    dataset: Annotated[
-        str | None,
-        typer.Option(
-            help="Named source (ultrafeedback, ultrafeedback-llama3, hh-rlhf, orca-dpo-pairs, demo), a file or folder "
-            "(parquet, jsonl, json, arrow, save_to_disk), or a hub id such as org/name:config[split]."
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Split of the data set; each named source has a default.")] = None,
-    dataset_revision: Annotated[str | None, typer.Option(help="Revision of a data set on the hub.")] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Judge: a folder, a .gguf file or a hub id.  [default: smollm2-135m]", show_default=False),
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Revision of a judge on the hub.")] = None,
-    out: Annotated[str | None, typer.Option(help="Folder of the weights cache.  [default: weights_cache]")] = None,
-    limit: Annotated[
-        int | None, typer.Option(metavar="N", help="Judge N pairs only: the first, or see --seed.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Draw the --limit pairs at random with this seed.")] = None,
-    layers: Annotated[
-        str | None, typer.Option(help="Layers to store, such as 7,15,31 or -1 or all.  [default: five over the depth]")
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [default: auto: float32 on a CPU]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps.  [default: auto]")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Longest judge prompt in tokens; longer pairs are cut.  [default: 2048]")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Prompts in one forward pass.  [default: by a budget of tokens]")
-    ] = None,
-    judge_template: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Judge prompt with {question}, {answer_a} and {answer_b}.")
-    ] = None,
-    chat_template_kwargs: Annotated[
-        str | None, typer.Option(metavar="JSON", help="Arguments for the judge's chat template.")
-    ] = None,
-    include_text: Annotated[
-        bool | None, typer.Option("--include-text", help="Store prompt and answers beside the weights.")
-    ] = None,
-    trust_remote_code: Annotated[
-        bool | None, typer.Option("--trust-remote-code", help="Run code that a model's repository brings along.")
-    ] = None,
-    config: ConfigFile = None,
-) -> None:
+@configured(AnnotateConfig, ANNOTATE_HELP, {"chat_template_kwargs": _json})
+def annotate(config: AnnotateConfig) -> None:
     """Stage one: judge preference pairs and write token weights into a cache.
 
     Each pair is shown to the judge twice, in both orders, and its attention at the moment of the verdict becomes one
     weight per token. Run the same command again to go on after an interruption: what is judged is kept.
     """
     from twdpo import console
-    from twdpo.config import resolve
-    from twdpo.pipeline.annotate import AnnotateConfig
     from twdpo.pipeline.annotate import annotate as run
 
-    flags = locals() | {"chat_template_kwargs": _json(chat_template_kwargs, "--chat-template-kwargs")}
-    resolved = resolve(AnnotateConfig, config, _fields(AnnotateConfig, flags))
     with console.annotate_progress() as show:
-        result = run(resolved, on_progress=show)
-    out_console = console.stdout()
-    out_console.print(console.table(console.annotate_rows(result)))
-    out_console.print(f"\nnext: twdpo train --weights {result.out}/", soft_wrap=True)
+        result = run(config, on_progress=show)
+    out = console.stdout()
+    out.print(console.table(console.annotate_rows(result)))
+    out.print(f"\nnext: twdpo train --weights {result.out}/", soft_wrap=True)
+
+
+@app.command()
+@configured(TrainConfig, TRAIN_HELP)
+def train(config: TrainConfig) -> None:
+    """Stage two: train a policy on the pairs with their cached token weights.
+
+    Data set and model are those that the cache names, unless others are given. Run the same command again to go on
+    after an interruption, from the last checkpoint.
+    """
+    from twdpo import console
+    from twdpo.pipeline.train import train as run
+
+    with console.train_progress() as show:
+        result = run(config, show)
+    out = console.stdout()
+    out.print(console.table(console.train_rows(result)))
 
 
 @app.command()
@@ -145,7 +127,9 @@ def inspect(
             )
         else:
             found = find_example(opened, example, dataset=dataset)
-            out.print(example_view(found, layer if layer is not None else opened.layers[-1], color=_has_color(out)))
+            out.print(
+                example_view(found, layer if layer is not None else opened.layers[-1], color=console.has_color(out))
+            )
 
 
 @cache_app.command()
@@ -212,26 +196,3 @@ def _complain(message: str, code: int) -> int:
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
     """Let a scheduler's SIGTERM stop a run as cleanly as Ctrl-C does."""
     raise KeyboardInterrupt
-
-
-def _fields(kind: type, values: dict[str, Any]) -> dict[str, Any]:
-    """Those of a command's arguments that are fields of its configuration."""
-    from dataclasses import fields
-
-    return {field.name: values[field.name] for field in fields(kind) if field.name in values}
-
-
-def _json(text: str | None, flag: str) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError(f"{flag} {text!r} is no JSON object; write for example '{{\"enable_thinking\": false}}'")
-    return value
-
-
-def _has_color(out: Any) -> bool:
-    return bool(out.is_terminal) and out.color_system is not None and not out.no_color

@@ -24,9 +24,12 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from twdpo.pipeline.train.progress import TrainProgress
+
 if TYPE_CHECKING:
     from twdpo.inspect.statistics import CacheSummary
     from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
+    from twdpo.pipeline.train.result import TrainResult
 
 #: Rows between two lines of progress where stderr is no terminal (a log file).
 _LOG_SECONDS = 30.0
@@ -40,6 +43,11 @@ def stdout() -> Console:
 def stderr() -> Console:
     """The console for progress and messages."""
     return Console(file=sys.stderr, highlight=False)
+
+
+def has_color(console: Console) -> bool:
+    """Whether styles will show on this console."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 def progress_bar(console: Console) -> Progress:
@@ -95,15 +103,83 @@ def _rates(progress: AnnotateProgress) -> str:
 
 
 @contextmanager
-def bar(description: str) -> Iterator[Callable[[int, int | None, str], None]]:
-    """A single bar: call with (done, total, note). Where stderr is no terminal, nothing is shown."""
+def train_progress() -> Iterator[TrainProgress]:
+    """Show a run of stage two while the block lasts: a bar a task on a terminal, now and then a line in a log."""
     console = stderr()
     if not console.is_terminal:
-        yield lambda _done, _total, _note: None
+        yield _TrainLog(console)
         return
-    with progress_bar(console) as shown:
-        task: TaskID = shown.add_task(description, total=None, note="")
-        yield lambda done, total, note: shown.update(task, completed=done, total=total, note=note)
+    with progress_bar(console) as bar:
+        yield _TrainBars(bar)
+
+
+_TASKS = {"pairs": "reading pairs", "reference": "reference log-probs", "evaluation": "evaluating"}
+
+
+class _TrainBars(TrainProgress):
+    def __init__(self, bar: Progress) -> None:
+        self._bar, self._tasks = bar, dict[str, TaskID]()
+        self._waiting: TaskID | None = bar.add_task("loading the policy", total=None, note="")
+
+    def start(self, task: str, total: int | None) -> None:
+        """Add the task's bar; evaluations come and go."""
+        if self._waiting is not None:
+            self._bar.remove_task(self._waiting)
+            self._waiting = None
+        self._tasks[task] = self._bar.add_task(_TASKS.get(task, task), total=total, note="")
+
+    def advance(self, task: str, items: int = 1) -> None:
+        """Move the task's bar."""
+        self._bar.advance(self._tasks[task], items)
+
+    def finish(self, task: str) -> None:
+        """Stop the task's clock; an evaluation's bar goes."""
+        if task == "evaluation":
+            self._bar.remove_task(self._tasks[task])
+        else:
+            self._bar.stop_task(self._tasks[task])
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """Show the latest metrics beside the training bar."""
+        if "training" in self._tasks and "loss" in metrics:
+            self._bar.update(self._tasks["training"], note=_metrics(metrics))
+
+    def note(self, text: str) -> None:
+        """Print above the bars."""
+        self._bar.console.print(text, soft_wrap=True, markup=False)
+
+
+class _TrainLog(TrainProgress):
+    def __init__(self, console: Console) -> None:
+        self._console, self._last = console, 0.0
+
+    def start(self, task: str, total: int | None) -> None:
+        """One line a task."""
+        if task != "evaluation":
+            self.note(f"{_TASKS.get(task, task)}{f': {total:,}' if total is not None else ''}")
+
+    def record(self, metrics: Mapping[str, float]) -> None:
+        """A line of metrics, not too often; evaluations always."""
+        now = time.monotonic()
+        if "eval_loss" in metrics or now - self._last >= _LOG_SECONDS:
+            self._last = now if "loss" in metrics else self._last
+            self.note(f"step {metrics['step']:.0f}  {_metrics(metrics)}")
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+
+def _metrics(metrics: Mapping[str, float]) -> str:
+    prefix = "eval_" if "eval_loss" in metrics else ""
+    parts = [
+        f"{prefix}loss {metrics[f'{prefix}loss']:.4f}",
+        f"margin {metrics[f'{prefix}rewards/weighted_margins']:+.4f}",
+        f"accuracy {metrics[f'{prefix}rewards/weighted_accuracies']:.0%}",
+    ]
+    if rate := metrics.get("tokens_per_second"):
+        parts.append(f"{rate:,.0f} tokens/s")
+    return "  ".join(parts)
 
 
 def table(rows: Mapping[str, Any]) -> Table:
@@ -134,6 +210,31 @@ def annotate_rows(result: AnnotateResult) -> dict[str, Any]:
         rows["judge prefers chosen"] = f"{result.judge_accuracy:.1%}"
     rows["layers"] = ", ".join(map(str, result.layers))
     rows["cache"] = f"{result.out}/"
+    return rows
+
+
+def train_rows(result: TrainResult) -> dict[str, Any]:
+    """The summary of a run of stage two."""
+    rows: dict[str, Any] = {
+        "trained on": f"{result.pairs:,} pairs"
+        + (f" ({result.truncated:,} cut to the maximal length)" if result.truncated else "")
+        + (f", {result.uniform:,} with even weights" if result.uniform else ""),
+        "steps": f"{result.steps:,}" + (f" (resumed after {result.resumed_at:,})" if result.resumed_at else ""),
+    }
+    for reason, count in sorted(result.skipped.items(), key=lambda item: -item[1]):
+        rows[f"left out {count:,} ×"] = reason
+    if result.before and result.after:
+        rows[f"{result.heldout:,} held-out pairs"] = "before → after"
+        for name, label, form in (
+            ("eval_loss", "  loss", "{:.4f}"),
+            ("eval_rewards/weighted_margins", "  weighted margin", "{:+.4f}"),
+            ("eval_rewards/weighted_accuracies", "  weighted accuracy", "{:.1%}"),
+            ("eval_rewards/margins", "  plain margin", "{:+.4f}"),
+            ("eval_rewards/accuracies", "  plain accuracy", "{:.1%}"),
+        ):
+            rows[label] = f"{form.format(result.before[name])} → {form.format(result.after[name])}"
+    rows["seconds"] = ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())
+    rows["model"] = f"{result.out}/"
     return rows
 
 

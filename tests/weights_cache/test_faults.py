@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.weights_cache.samples import content, make_row
-from twdpo.weights_cache import Manifest, WeightsCache, read_rejects, verify
+from tests.weights_cache.samples import RECIPE, SOURCE, content, make_row
+from twdpo.weights_cache import CacheWriter, Manifest, WeightsCache, read_rejects, verify
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 10
-NUMBERS = range(60)
+NUMBERS = range(120)
 
 LIMITED = """
 import resource, sys
@@ -36,6 +37,34 @@ try:
 except StorageError as error:
     print(error)
     sys.exit(1)
+"""
+
+# Dies inside the n-th of the calls that make files durable, a write half done.
+KILLED_IN_CALL = """
+import os, signal, sys
+from pathlib import Path
+from tests.weights_cache.samples import RECIPE, SOURCE, make_row
+from twdpo.weights_cache import CacheWriter
+calls = 0
+def dying(real, halfway):
+    def call(*arguments):
+        global calls
+        calls += 1
+        if calls == int(sys.argv[2]):
+            halfway(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+    return call
+write = os.write
+os.write = dying(write, lambda descriptor, content: write(descriptor, content[: len(content) // 2]))
+os.fsync = dying(os.fsync, lambda *_: None)
+os.replace = dying(os.replace, lambda *_: None)
+with CacheWriter.open(Path(sys.argv[1]), RECIPE, dataset=SOURCE, shard_rows=2) as writer:
+    for number in range(8):
+        if number % 7 == 0:
+            writer.reject(number, "every seventh is left out", make_row(number).example_hash, "demo")
+        else:
+            writer.add(make_row(number))
 """
 
 
@@ -64,10 +93,15 @@ def assert_complete(folder: Path) -> None:
     assert names == ["README.md", "data", "manifest.json", "rejects.jsonl"]
 
 
-def finish(folder: Path) -> None:
-    process = start(folder, NUMBERS.start, NUMBERS.stop, 0)
-    errors = process.communicate()[1]
-    assert process.returncode == 0, errors
+def finish(folder: Path, stop: int = NUMBERS.stop) -> None:
+    """Go on, undisturbed, from whatever is in the folder."""
+    with CacheWriter.open(folder, RECIPE, dataset=SOURCE, shard_rows=16) as writer:
+        for number in range(NUMBERS.start, stop):
+            row = make_row(number)
+            if number % 7:
+                writer.add(row)
+            else:
+                writer.reject(number, "every seventh is left out", row.example_hash, "demo")
 
 
 def wait_for(process: subprocess.Popen[str], rows: int) -> None:
@@ -83,10 +117,10 @@ def test_killed_at_any_instant_and_resumed(tmp_path: Path) -> None:
     rng = np.random.default_rng(time.time_ns())
     done = 0
     for attempt in range(KILLS):
-        # The kill falls in the row after, its shard, or the pause: one kill a run, at most 6 rows and a few further on.
-        process = start(folder, NUMBERS.start, NUMBERS.stop, 0.005)
+        # The kill falls into the pause or the rows after it; there are far more rows than all runs get through.
+        process = start(folder, NUMBERS.start, NUMBERS.stop, 0.01)
         wait_for(process, attempt % 6)
-        time.sleep(float(rng.random()) * 0.02)
+        time.sleep(float(rng.random()) * 0.03)
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
@@ -98,6 +132,25 @@ def test_killed_at_any_instant_and_resumed(tmp_path: Path) -> None:
     assert done > 0
     finish(folder)
     assert_complete(folder)
+
+
+def test_killed_inside_every_call_of_a_write(tmp_path: Path) -> None:
+    """Manifest, card, reject and shard, each at every step: random instants seldom meet these short windows."""
+    folder = tmp_path / "cache"
+    strays = 0
+    for call in range(1, 15):
+        process = start(folder, call, code=KILLED_IN_CALL)
+        errors = process.communicate()[1]
+        assert process.returncode == -signal.SIGKILL, errors
+        strays += len(list(folder.rglob(".tmp-*")))
+        if (folder / "manifest.json").exists():
+            assert verify(folder).problems == ()
+        # Each from an empty folder, so that the manifest's first write is met as well.
+        finish(folder, 12)
+        assert verify(folder).problems == ()
+        assert not list(folder.rglob(".tmp-*"))
+        shutil.rmtree(folder)
+    assert strays > 0
 
 
 def test_an_interrupt_keeps_what_is_done(tmp_path: Path) -> None:

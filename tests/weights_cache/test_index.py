@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.weights_cache.samples import RECIPE, fill
@@ -30,6 +30,7 @@ def make_index(data: Path, shards: list[list[str]]) -> ShardIndex:
 
 
 @given(st.lists(st.lists(hashes, max_size=5), max_size=4), st.lists(hashes))
+@settings(deadline=None)
 def test_finds_the_first_row_of_every_hash(
     tmp_path_factory: pytest.TempPathFactory, shards: list[list[str]], asked: list[str]
 ) -> None:

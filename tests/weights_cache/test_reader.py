@@ -108,7 +108,7 @@ raw_weights = st.lists(st.floats(0, 1e6, width=32), min_size=1, max_size=40)
 
 
 @given(st.lists(st.tuples(st.binary(min_size=16, max_size=16), raw_weights, raw_weights), max_size=8), st.data())
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_any_rows_come_back(
     tmp_path_factory: pytest.TempPathFactory,
     drawn: list[tuple[bytes, list[float], list[float]]],

@@ -21,7 +21,7 @@ keys = st.binary(min_size=16, max_size=16).map(bytes.hex)
 
 
 @given(st.dictionaries(keys, st.tuples(logps, logps), max_size=10))
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_every_bit_comes_back(
     tmp_path_factory: pytest.TempPathFactory, pairs: dict[str, tuple[list[float], list[float]]]
 ) -> None:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twdpo.errors import CacheCorrupt, StorageError
@@ -38,6 +38,7 @@ def test_lines_are_plain_json(tmp_path: Path) -> None:
 
 
 @given(st.text(st.characters()), st.none() | st.text(st.characters()))
+@settings(deadline=None)
 def test_any_text_comes_back(tmp_path_factory: pytest.TempPathFactory, reason: str, dataset: str | None) -> None:
     folder = tmp_path_factory.mktemp("rejects")
     reject = Reject(row=0, dataset=dataset, example_hash=None, reason=reason)

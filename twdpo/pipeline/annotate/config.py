@@ -48,6 +48,28 @@ class AnnotateConfig:
             raise UsageError("--seed draws pairs at random and needs --limit, which says how many")
 
 
+HELP = {
+    "dataset": "Named source (ultrafeedback, ultrafeedback-llama3, hh-rlhf, orca-dpo-pairs, demo), a file or folder "
+    "(parquet, jsonl, json, arrow, save_to_disk), or a hub id such as org/name:config[split].",
+    "split": "Split of the data set; each named source has a default.",
+    "dataset_revision": "Revision of a data set on the hub.",
+    "model": "Judge: a folder, a .gguf file or a hub id.",
+    "revision": "Revision of a judge on the hub.",
+    "out": "Folder of the weights cache; one that is there is gone on with.",
+    "limit": "Judge so many pairs only: the first, or see --seed.",
+    "seed": "Draw the --limit pairs at random with this seed.",
+    "layers": "Layers to store, such as 7,15,31 or -1 (the last) or all; five over the depth unless given.",
+    "dtype": "auto, float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 elsewhere.",
+    "device": "auto, cpu, cuda, cuda:1 or mps.",
+    "max_length": "Longest judge prompt in tokens; longer pairs are cut as published.",
+    "batch_size": "Prompts in one forward pass; by a budget of tokens unless given.",
+    "judge_template": "File with the judge prompt; {question}, {answer_a} and {answer_b} stand in it once each.",
+    "chat_template_kwargs": "JSON object of arguments for the judge's chat template.",
+    "include_text": "Store prompt and answers beside the weights.",
+    "trust_remote_code": "Run code that a model's repository brings along.",
+}
+
+
 def default_layers(num_layers: int, candidates: tuple[int, ...]) -> tuple[int, ...]:
     """{0, L/4−1, L/2−1, 3L/4−1, L−1}, each moved to the nearest of `candidates`, the deeper where two are as near."""
     targets = [max(num_layers * quarter // 4 - 1, 0) for quarter in range(5)]

@@ -108,6 +108,45 @@ class TrainConfig:
         return Path(self.weights).absolute().parent / "reference_cache"
 
 
+HELP = {
+    "weights": "Folder of the weights cache that twdpo annotate wrote.",
+    "dataset": "Where the pairs are; the data sets that the cache names unless given.",
+    "split": "Split of the data set.",
+    "model": "Policy: a folder, a .gguf file or a hub id; the one that the cache names unless given.",
+    "revision": "Revision of a policy on the hub.",
+    "out": "Folder for the trained model, its metrics and checkpoints.",
+    "limit": "Train on the first so many pairs only.",
+    "attn_source": "Whose attention to use: last (the deepest stored layer), a layer (29), mean, or mean:7,15.",
+    "sink_fix": "Give each answer's first token, where attention collects, the mean weight.",
+    "uncovered": "Weight of tokens that the judge did not see (end of turn, cut tail): zero or one.",
+    "uniform_mix": "Share of even weights mixed in: 0 trains with the cached weights, 1 is plain DPO on what was judged.",
+    "missing": "What to do with pairs that the cache lacks: error, drop or uniform.",
+    "beta": "Strength of the pull towards the reference.",
+    "label_smoothing": "Probability that a label is wrong, below 0.5.",
+    "learning_rate": "Peak learning rate.",
+    "warmup_ratio": "Share of the steps over which the learning rate rises; then it falls along a cosine.",
+    "weight_decay": "Weight decay of AdamW.",
+    "max_grad_norm": "Gradients are clipped to this norm.",
+    "epochs": "Passes over the pairs; may be a fraction.",
+    "max_steps": "Optimizer steps, instead of --epochs.",
+    "batch_size": "Pairs in an optimizer step.",
+    "micro_batch_size": "Pairs in a forward pass; by a budget of tokens unless given.",
+    "max_length": "Longest sequence in tokens; longer answers are cut at their end.",
+    "dtype": "auto, float32 or bfloat16; auto is float32 on a CPU and bfloat16 elsewhere.",
+    "device": "auto, cpu, cuda or mps.",
+    "optimizer": "adamw, or adamw_8bit where bitsandbytes is installed.",
+    "gradient_checkpointing": "Trade time for memory: compute activations again on the way back.",
+    "eval_split": "Held-out pairs: auto (2 %, at most 256), none, a share, a count, or a split's name.",
+    "eval_every": "Steps between evaluations; 0 for before and after only.",
+    "save_every": "Steps between checkpoints; 0 for none.",
+    "log_every": "Steps that a line of metrics.jsonl covers.",
+    "resume": "Go on from the last checkpoint in --out.",
+    "seed": "Decides the order of the pairs.",
+    "reference_cache": "Folder for reference log-probs; beside the weights cache unless given.",
+    "trust_remote_code": "Run code that a model's repository brings along.",
+}
+
+
 def flag(name: str) -> str:
     """A field as the command line spells it."""
     return f"--{name.replace('_', '-')}"

@@ -1,0 +1,71 @@
+"""Command-line options out of a configuration's fields, so that flags, YAML keys and Python arguments never differ.
+
+Not for: what the options mean; `HELP` beside each configuration says that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from twdpo.config import resolve
+
+Config = TypeVar("Config")
+
+_FILE_HELP = "YAML file with these options (dashes or underscores); flags win over it."
+
+
+def configured(
+    kind: type[Config], help_texts: Mapping[str, str], parse: Mapping[str, Callable[[str], Any]] | None = None
+) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
+    """Make a command of a function of one configuration: each field of `kind` becomes an option, and --config FILE.
+
+    parse: field → what turns the option's text into the field's value, for fields that are no plain type.
+    """
+    parse = parse or {}
+
+    def decorate(function: Callable[[Config], None]) -> Callable[..., None]:
+        def command(config: str | None = None, **flags: Any) -> None:
+            given = {name: parse[name](v) if name in parse and v is not None else v for name, v in flags.items()}
+            function(resolve(kind, config, given))
+
+        hints = typing.get_type_hints(kind)
+        parameters = [
+            _parameter(field, str if field.name in parse else hints[field.name], help_texts[field.name])
+            for field in fields(kind)  # type: ignore[arg-type]
+        ]
+        file = Annotated[str | None, typer.Option("--config", metavar="FILE", help=_FILE_HELP)]
+        parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=file))
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        command.__name__, command.__doc__ = function.__name__, function.__doc__
+        return command
+
+    return decorate
+
+
+def _parameter(field: Field[Any], hint: Any, help_text: str) -> inspect.Parameter:
+    """One option; its default is None, so that a file's value is not overridden by a flag that was not given."""
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    kind = next(option for option in options if option is not type(None))
+    name = field.name.replace("_", "-")
+    # Both forms, so that a flag can undo what the file says.
+    flag = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+    hidden = field.default is MISSING or field.default is None or field.default is False
+    shown = "" if hidden else f"  [default: {_show(field.default)}]"
+    option = typer.Option(flag, help=help_text + shown, show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
+    )
+
+
+def _show(default: Any) -> str:
+    if default is True:
+        return "on"
+    return f"{default:g}" if isinstance(default, float) else str(default)
