@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 from tests.fixtures.tiny_models import save_tiny, tiny_tokenizer
 from twdpo.pipeline.tokens import LiteralTokenizer
@@ -18,6 +19,10 @@ from twdpo.preferences import Pair, load, resolve
 from twdpo.weights_cache import CacheWriter, Recipe, SideWeights, WeightRow
 
 LAYERS = (0, 1)
+
+# The first call of a torch function takes longer than hypothesis allows an example.
+settings.register_profile("torch", deadline=None)
+settings.load_profile("torch")
 
 
 def stored_weights(text: str, seed: int = 0) -> SideWeights:

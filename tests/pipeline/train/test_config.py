@@ -67,9 +67,18 @@ def test_eval_split(text: str, meaning: object) -> None:
 
 @pytest.mark.parametrize(
     ("split", "pairs", "held_out"),
-    [("auto", 49, 0), ("auto", 50, 1), ("auto", 1000, 20), ("auto", 60_000, 256), (0.5, 3, 2), (0.01, 3, 1), (0.9, 1, 0),
-     (2, 3, 2), (None, 10, 0), ("test", 10, 0)],
-)  # fmt: skip
+    [
+        ("auto", 49, 0),
+        ("auto", 50, 1),
+        ("auto", 60_000, 256),
+        (0.5, 3, 2),
+        (0.01, 3, 1),
+        (0.9, 1, 0),
+        (2, 3, 2),
+        (None, 10, 0),
+        ("test", 10, 0),
+    ],
+)
 def test_heldout_count(split: float | int | str | None, pairs: int, held_out: int) -> None:
     assert heldout_count(split, pairs) == held_out
 

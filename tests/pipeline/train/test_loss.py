@@ -15,7 +15,6 @@ from torch import Tensor
 
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 
-
 SEEDS = st.integers(0, 2**32 - 1)
 BETAS = st.floats(0.001, 2.0)
 
@@ -145,7 +144,7 @@ def test_finite_differences(smoothing: float) -> None:
 
 def test_half_precision_is_summed_in_float32() -> None:
     """A thousand tokens: in bfloat16 the sum would stop growing."""
-    side = make_side(0, pairs=1, tokens=2).policy
+    side = make_side(0, pairs=1, tokens=2, dtype=torch.float32).policy
     ones = torch.ones(1, 1000, dtype=torch.bfloat16)
     chosen = SideLogps(policy=ones, reference=torch.zeros_like(ones), weights=ones)
     rejected = SideLogps(policy=side, reference=side, weights=side)

@@ -1,0 +1,302 @@
+"""The command line as a user types it: what is printed, what is wrong in one line, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fixtures.tiny_models import save_tiny
+from twdpo.cli import main
+
+ROWS = [
+    {"prompt": f"Say {i}", "chosen": f"The number is {i}.", "rejected": f"Perhaps it is {i + 1}, perhaps not."}
+    for i in range(6)
+]
+SHORT = "{question}\n[A]{answer_a}\n[B]{answer_b}\nBetter:"
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny", "llama", layers=4, context=2048)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with good and bad files, as the current one."""
+    monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path / "pairs.jsonl", ROWS)
+    write_rows(tmp_path / "columns.jsonl", [{"text": "a", "label": 1}])
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "latin1.jsonl").write_bytes('{"prompt": "é", "chosen": "a", "rejected": "b"}\n'.encode("latin-1"))
+    (tmp_path / "broken.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n{"prompt": \n')
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is none")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "template.txt").write_text(SHORT)
+    (tmp_path / "tiny").symlink_to(tiny)
+    (tmp_path / "bad.yaml").write_text("datset: pairs.jsonl\n")
+    return tmp_path
+
+
+ANNOTATE = ["annotate", "--model", "tiny", "--judge-template", "template.txt", "--max-length", "512"]
+TRAIN = ["train", "--max-length", "256", "--eval-split", "none", "--device", "cpu", "--dtype", "float32"]
+
+#: (arguments, exit code, what the one line on stderr says)
+MISTAKES: list[tuple[list[str], int, str]] = [
+    ([*ANNOTATE, "--dataset", "none.jsonl"], 1, "none.jsonl"),
+    ([*ANNOTATE, "--dataset", "empty.jsonl"], 1, "empty"),
+    ([*ANNOTATE, "--dataset", "columns.jsonl"], 1, "text, label"),
+    ([*ANNOTATE, "--dataset", "latin1.jsonl"], 1, "UTF-8"),
+    ([*ANNOTATE, "--dataset", "broken.jsonl"], 1, "line 2"),
+    ([*ANNOTATE, "--dataset", "broken.parquet"], 1, "broken.parquet"),
+    ([*ANNOTATE, "--dataset", "folder"], 1, "folder"),
+    ([*ANNOTATE, "--dataset", "ultrafedback"], 1, "ultrafeedback"),
+    ([*ANNOTATE, "--dataset", "pairs.jsonl", "--split", "test"], 1, "split"),
+    (["annotate"], 2, "--dataset is missing"),
+    (["annotate", "--dataset", "demo", "--config", "bad.yaml"], 2, "unknown key 'datset'; did you mean dataset?"),
+    (["annotate", "--dataset", "demo", "--config", "none.yaml"], 2, "--config none.yaml: no such file"),
+    (["annotate", "--dataset", "demo", "--limit", "0"], 2, "--limit 0 is too small"),
+    (["annotate", "--dataset", "demo", "--limit", "many"], 2, "'many' is not a valid int"),
+    (["annotate", "--datset", "demo"], 2, "No such option: --datset"),
+    (["annotate", "--dataset", "demo", "--dtype", "int4"], 2, "--dtype int4 is not known"),
+    (["annotate", "--dataset", "demo", "--judge-template", "none.txt"], 2, "--judge-template none.txt: no such file"),
+    (["annotate", "--dataset", "demo", "--judge-template", "bad.yaml"], 2, "must each stand in it once"),
+    (["annotate", "--dataset", "demo", "--chat-template-kwargs", "{"], 2, "is no JSON object"),
+    (["annotate", "--dataset", "demo", "--model", "folder"], 1, "folder is a folder but holds no model"),
+    (["annotate", "--dataset", "demo", "--model", "pairs.jsonl"], 1, "pairs.jsonl is a file but no model"),
+    (["annotate", "--dataset", "demo", "--model", "./none"], 1, "model folder './none' does not exist"),
+    (["annotate", "--dataset", "demo", "--model", "no-such/model"], 1, "cannot get the"),
+    ([*ANNOTATE, "--dataset", "demo", "--device", "cuda:7"], 2, "--device cuda:7 cannot be used here"),
+    ([*ANNOTATE, "--dataset", "demo", "--layers", "9"], 2, "the judge has 4 layers, 0 to 3"),
+    ([*ANNOTATE, "--dataset", "demo", "--out", "folder/../pairs.jsonl"], 1, "pairs.jsonl"),
+    ([*ANNOTATE, "--dataset", "pairs.jsonl", "--out", "."], 1, "is not empty and holds no weights cache"),
+    ([*TRAIN], 1, "weights_cache is no weights cache"),
+    ([*TRAIN, "--weights", "folder"], 1, "folder is no weights cache"),
+    ([*TRAIN, "--beta", "0"], 2, "--beta 0"),
+    ([*TRAIN, "--missing", "skip"], 2, "--missing skip is not known"),
+    (["inspect", "folder"], 1, "folder is no weights cache"),
+    (["cache", "verify", "none"], 1, "none is no weights cache"),
+    (["cache", "wash"], 2, "No such command"),
+    (["nonsense"], 2, "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=[" ".join(a)[-60:] for a, _, _ in MISTAKES])
+def test_a_mistake_gets_one_line(
+    workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert main(arguments) == code
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert error.count("\n") == 0, error
+    assert error.startswith("twdpo: ")
+    assert "Traceback" not in error
+
+
+@pytest.fixture
+def annotated(workplace: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    assert main([*ANNOTATE, "--dataset", "pairs.jsonl"]) == 0
+    assert "next: twdpo train --weights weights_cache/" in capsys.readouterr().out
+    return workplace
+
+
+def test_annotate_then_train_with_no_further_arguments(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Data set and model come from the manifest; the folder from the default."""
+    assert main([*TRAIN, "--weights", "weights_cache/", "--batch-size", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "6 pairs" in shown
+    assert "trained/" in shown
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    AutoModelForCausalLM.from_pretrained(annotated / "trained")
+    AutoTokenizer.from_pretrained(annotated / "trained")
+    lines = [json.loads(line) for line in (annotated / "trained/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"} <= lines[0].keys()
+    assert {"logps/chosen", "logps/weighted_chosen", "rewards/weighted_margins"} <= lines[0].keys()
+
+
+def test_another_recipe(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ANNOTATE, "--dataset", "pairs.jsonl", "--max-length", "400"]) == 1
+    error = capsys.readouterr().err
+    assert "max_length: 512 in the cache, 400 asked for" in error
+    assert "--out" in error
+
+
+def test_a_cache_with_missing_pairs(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    more = [*ROWS, {"prompt": "New", "chosen": "yes yes", "rejected": "no no"}]
+    write_rows(annotated / "pairs.jsonl", more)
+    assert main([*TRAIN]) == 1
+    error = capsys.readouterr().err
+    assert "1 of 7 pairs" in error
+    assert "--missing" in error
+    assert main([*TRAIN, "--missing", "drop", "--out", "dropped"]) == 0
+    assert "6 pairs" in capsys.readouterr().out
+    assert main([*TRAIN, "--missing", "uniform", "--out", "uniform"]) == 0
+    assert "7 pairs, 1 with even weights" in " ".join(capsys.readouterr().out.split())
+
+
+def test_flags_win_over_the_file_and_the_result_says_what_was_used(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (workplace / "run.yaml").write_text(
+        "dataset: pairs.jsonl\nmodel: tiny\njudge-template: template.txt\nmax-length: 512\nlimit: 5\ninclude-text: true\n"
+    )
+    assert main(["annotate", "--config", "run.yaml", "--limit", "3", "--no-include-text"]) == 0
+    import yaml
+
+    saved = yaml.safe_load((workplace / "weights_cache/annotate.yaml").read_text())
+    assert (saved["limit"], saved["max_length"], saved["include_text"]) == (3, 512, False)
+    assert main(["annotate", "--config", "weights_cache/annotate.yaml"]) == 0
+
+
+def test_inspect(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "weights_cache"]) == 0
+    assert "judge prefers chosen" in capsys.readouterr().out
+    assert main(["inspect", "weights_cache", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["pairs"] == 6
+    assert main(["inspect", "weights_cache", "--example", "2", "--layer", "1"]) == 0
+    assert "The number is 2." in "".join(capsys.readouterr().out.translate(str.maketrans("", "", "‹›«»⟪⟫")))
+    assert main(["inspect", "weights_cache", "--example", "6"]) == 2
+    assert "the cache holds 6 pairs, 0 to 5" in capsys.readouterr().err
+    assert main(["inspect", "weights_cache", "--example", "zz"]) == 2
+    (annotated / "pairs.jsonl").unlink()
+    capsys.readouterr()
+    assert main(["inspect", "weights_cache", "--example", "random"]) == 1
+    assert "pass it with --dataset" in capsys.readouterr().err
+
+
+def test_info_and_verify(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cache", "info", "weights_cache"]) == 0
+    assert json.loads(capsys.readouterr().out)["recipe"]["layers"] == [0, 1, 2, 3]
+    assert main(["cache", "verify", "weights_cache"]) == 0
+    assert "6 rows in 1 shards, all sound" in capsys.readouterr().out
+    shard = next((annotated / "weights_cache/data").glob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 3] ^= 1
+    shard.write_bytes(content)
+    assert main(["cache", "verify", "weights_cache"]) == 1
+
+
+def run_twdpo(arguments: list[str], folder: Path, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "twdpo", *arguments],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_full_disk(workplace: Path) -> None:
+    """A limit on the size of files stands for a full disk: the write fails in the same place."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    process = run_twdpo([*ANNOTATE, "--dataset", "pairs.jsonl"], workplace, preexec_fn=limit)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1, error
+    last = error.strip().splitlines()[-1]
+    assert last.startswith("twdpo: cannot write weights_cache")
+    assert "Traceback" not in error
+    assert main([*ANNOTATE, "--dataset", "pairs.jsonl"]) == 0  # with room again, the same command goes on
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(workplace: Path, stop: signal.Signals) -> None:
+    rows = [
+        {"prompt": f"Say {i}", "chosen": f"long answer {i} " * 60, "rejected": f"other {i} " * 60} for i in range(3000)
+    ]
+    write_rows(workplace / "many.jsonl", rows)
+    process = run_twdpo([*ANNOTATE, "--dataset", "many.jsonl", "--max-length", "1024"], workplace)
+    _wait_for(lambda: (workplace / "weights_cache/manifest.json").exists(), process)
+    time.sleep(2.0)
+    process.send_signal(stop)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130, error
+    last = error.strip().splitlines()[-1]
+    assert "run the same command again to go on" in last
+    assert "Traceback" not in error
+    kept = int(last.split("stopped; ")[1].split()[0])
+    from twdpo.weights_cache import WeightsCache
+
+    with WeightsCache.open(workplace / "weights_cache") as cache:
+        assert len(cache) == kept < 3000
+
+
+def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.1)
+    raise AssertionError("it never happened")
+
+
+def test_a_bug_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import twdpo.weights_cache.verification as verification
+
+    def bug(*_arguments: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("twdpo.weights_cache.verify", bug)
+    assert verification is not None
+    with pytest.raises(ZeroDivisionError):
+        main(["cache", "verify", "folder"])
+
+
+def test_help_and_version_are_quick_and_light() -> None:
+    """`import twdpo` and `twdpo --help` import neither torch nor transformers; help answers in under half a second."""
+    code = (
+        "import sys, time; start = time.perf_counter()\n"
+        "import twdpo\nfrom twdpo.cli import main\nmain(['--help']); main(['train', '--help'])\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'pyarrow', 'accelerate'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), time.perf_counter() - start)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    best = 9.0
+    for _ in range(3):  # the least of three: other processes may be at work
+        out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        last = out.stdout.strip().splitlines()[-1]
+        assert last.startswith("HEAVY []"), last
+        best = min(best, float(last.split()[-1]))
+    assert best < 0.5
+
+
+def test_every_option_has_a_help_text() -> None:
+    from dataclasses import fields
+
+    from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
+    from twdpo.pipeline.annotate.config import AnnotateConfig
+    from twdpo.pipeline.train.config import HELP as TRAIN_HELP
+    from twdpo.pipeline.train.config import TrainConfig
+
+    for kind, texts in ((AnnotateConfig, ANNOTATE_HELP), (TrainConfig, TRAIN_HELP)):
+        assert [field.name for field in fields(kind)] == list(texts)
+        assert all(text.endswith(".") for text in texts.values())
+
+
+def test_no_hub_gives_one_line(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ANNOTATE, "--dataset", "ultrafeedback", "--limit", "2"]) == 1
+    error = capsys.readouterr().err.strip()
+    assert "hub" in error
+    assert error.count("\n") == 0
