@@ -70,7 +70,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["annotate", "--dataset", "demo", "--config", "bad.yaml"], 2, "unknown key 'datset'; did you mean dataset?"),
     (["annotate", "--dataset", "demo", "--config", "none.yaml"], 2, "--config none.yaml: no such file"),
     (["annotate", "--dataset", "demo", "--limit", "0"], 2, "--limit 0 is too small"),
-    (["annotate", "--dataset", "demo", "--limit", "many"], 2, "'many' is not a valid int"),
+    (["annotate", "--dataset", "demo", "--limit", "many"], 2, "Invalid value for '--limit'"),
     (["annotate", "--datset", "demo"], 2, "No such option: --datset"),
     (["annotate", "--dataset", "demo", "--dtype", "int4"], 2, "--dtype int4 is not known"),
     (["annotate", "--dataset", "demo", "--judge-template", "none.txt"], 2, "--judge-template none.txt: no such file"),
@@ -95,7 +95,7 @@ MISTAKES: list[tuple[list[str], int, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=[" ".join(a)[-60:] for a, _, _ in MISTAKES])
+@pytest.mark.parametrize(("arguments", "code", "message"), MISTAKES, ids=[" ".join(case[0])[-60:] for case in MISTAKES])
 def test_a_mistake_gets_one_line(
     workplace: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
@@ -154,7 +154,8 @@ def test_flags_win_over_the_file_and_the_result_says_what_was_used(
     workplace: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (workplace / "run.yaml").write_text(
-        "dataset: pairs.jsonl\nmodel: tiny\njudge-template: template.txt\nmax-length: 512\nlimit: 5\ninclude-text: true\n"
+        "dataset: pairs.jsonl\nmodel: tiny\njudge-template: template.txt\nmax-length: 512\n"
+        "limit: 5\ninclude-text: true\n"
     )
     assert main(["annotate", "--config", "run.yaml", "--limit", "3", "--no-include-text"]) == 0
     import yaml
