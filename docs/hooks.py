@@ -93,8 +93,16 @@ def command_pages() -> dict[str, str]:
 
 
 def _page(command: Command) -> str:
-    usage = [command.title, "[OPTIONS]" if command.options else "", *(a.metavar or a.name.upper() for a in command.arguments)]
-    parts = [f"# {command.title}", f"```console\n$ {' '.join(filter(None, usage))}\n```", _paragraphs(command.command.help)]
+    usage = [
+        command.title,
+        "[OPTIONS]" if command.options else "",
+        *(a.metavar or a.name.upper() for a in command.arguments),
+    ]
+    parts = [
+        f"# {command.title}",
+        f"```console\n$ {' '.join(filter(None, usage))}\n```",
+        _paragraphs(command.command.help),
+    ]
     if command.arguments:
         rows = [f"| `{a.metavar or a.name.upper()}` | {_cell(a.help)} |" for a in command.arguments]
         parts += ["## Arguments", "| argument | meaning |\n|---|---|\n" + "\n".join(rows)]

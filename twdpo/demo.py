@@ -41,7 +41,7 @@ class FlawWeight:
     heavier: float
 
 
-def run(out: str, *, steps: int = 20) -> None:
+def run(out: str, *, steps: int = 15) -> None:
     """Run the demo into the folder `out`; a second run goes on from what is there."""
     started = time.monotonic()
     folder = Path(out)
@@ -67,7 +67,7 @@ def run(out: str, *, steps: int = 20) -> None:
             out=str(model),
             max_steps=steps,
             batch_size=4,
-            learning_rate=1e-5,
+            learning_rate=2e-5,
             beta=0.1,
             max_length=512,
             eval_every=0,
@@ -146,7 +146,8 @@ def _look(cache: Path, console: Console) -> None:
         flaws = flaw_weight(opened, layer)
     console.print(
         f"\nThe errors marked in the {flaws.pairs} rejected answers are {flaws.text_share:.1%} of their text and get "
-        f"{flaws.weight_share:.1%} of the weight; in {flaws.heavier:.0%} of the answers more than their share.",
+        f"{flaws.weight_share:.1%} of the weight; in {flaws.heavier:.0%} of the answers more than their share. "
+        "A judge of this size sees little: try a larger one with twdpo annotate --model.",
         soft_wrap=True,
     )
 

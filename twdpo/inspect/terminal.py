@@ -80,7 +80,8 @@ def shaded_text(
 
 def legend(*, color: bool = True) -> Text:
     """What the shades mean."""
-    text = Text("weight (mean 1): ", style="dim" if color else "")
+    text = Text()
+    text.append("weight (mean 1): ", style="dim" if color else "")
     for i, (least, style, (before, after)) in enumerate(SHADES):
         upper = f"–{SHADES[i + 1][0]:g}" if i + 1 < len(SHADES) else "+"
         label = f"{least:g}{upper}"

@@ -117,7 +117,9 @@ def _rename_special_tokens(backend: Any) -> tuple[Any, dict[str, str], dict[int,
     ids = {copy.token_to_id(content): original for content, original in originals.items()}
     taken = {backend.token_to_id(word) for word in backend.get_vocab(with_added_tokens=False)}
     if any(new != original and new in taken for new, original in ids.items()):
-        raise ModelError("the tokenizer's vocabulary has gaps in its numbering; its special tokens cannot be told apart")
+        raise ModelError(
+            "the tokenizer's vocabulary has gaps in its numbering; its special tokens cannot be told apart"
+        )
     return copy, spellings, ids
 
 

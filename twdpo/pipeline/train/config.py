@@ -119,7 +119,7 @@ HELP = {
     "attn_source": "Whose attention to use: last (the deepest stored layer), a layer (29), mean, or mean:7,15.",
     "sink_fix": "Give each answer's first token, where attention collects, the mean weight.",
     "uncovered": "Weight of tokens that the judge did not see (end of turn, cut tail): zero or one.",
-    "uniform_mix": "Share of even weights mixed in: 0 trains with the cached weights, 1 is plain DPO on what was judged.",
+    "uniform_mix": "Share of even weights mixed in: 0 is the cached weights alone, 1 is plain DPO on what was judged.",
     "missing": "What to do with pairs that the cache lacks: error, drop or uniform.",
     "beta": "Strength of the pull towards the reference.",
     "label_smoothing": "Probability that a label is wrong, below 0.5.",

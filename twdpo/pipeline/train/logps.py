@@ -113,6 +113,15 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
+def checkpoint_activations(model: Any) -> None:
+    """Keep no activations inside decoder layers, but compute them again in the backward pass."""
+    # The newer of the two names; transformers warns about the older one.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    # Only a model in training mode drops its activations; with dropout off, nothing else changes.
+    model.train()
+
+
 def _pick(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     """The targets' log-probs, float32[N]."""
     logits_NV = logits_NV.float()

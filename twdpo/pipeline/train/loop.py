@@ -31,7 +31,7 @@ from twdpo.pipeline.train.checkpoint import (
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.ctrl_c import CtrlC
 from twdpo.pipeline.train.data import Example, Examples, digest, join
-from twdpo.pipeline.train.logps import TokenLogps, disable_dropout
+from twdpo.pipeline.train.logps import TokenLogps, checkpoint_activations, disable_dropout
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
 from twdpo.pipeline.train.optim import learning_rate, make_optimizer
@@ -108,9 +108,7 @@ def _load_policy(config: TrainConfig, device: str) -> LoadedModel:
         )
     disable_dropout(loaded.model)
     if config.gradient_checkpointing:
-        # Only a model in training mode drops its activations; with dropout off, nothing else changes.
-        loaded.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        loaded.model.train()
+        checkpoint_activations(loaded.model)
     return loaded
 
 

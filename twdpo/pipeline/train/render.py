@@ -103,7 +103,7 @@ class Renderer:
         try:
             prompt_ids = self._encode(prompt).ids
             sides = [(text, self._encode(text.text)) for text in (chosen, rejected)]
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which of them depends on the tokenizers library's version
             raise RenderError("the text holds half of a surrogate pair, which is not valid text") from None
         # A token that spans the end of the prompt belongs to the completion, on both sides alike.
         prompt_length = min(_common_prefix(prompt_ids, tokens.ids) for _, tokens in sides)

@@ -1,0 +1,291 @@
+"""Training end to end in a tiny world: it learns, resumes to the bit, counts right, and stops with one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.fixtures.tiny_models import save_tiny
+from tests.pipeline.train.conftest import World
+from twdpo.errors import Interrupted, MissingRows, TrainingError, UsageError
+from twdpo.pipeline.train import TrainProgress, train
+from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record
+
+TIMES = ("tokens_per_second", "eval_seconds")
+
+
+class StopAt(TrainProgress):
+    """Presses Ctrl-C, as the operating system does, at a task's n-th advance; keeps the notes."""
+
+    def __init__(self, task: str, times: int) -> None:
+        self.notes: list[str] = []
+        self._task, self._left = task, times
+
+    def advance(self, task: str, items: int = 1) -> None:
+        """Count down."""
+        if task == self._task and items:
+            self._left -= 1
+            if self._left == 0:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    def note(self, text: str) -> None:
+        """Keep."""
+        self.notes.append(text)
+
+
+def records(out: Path) -> list[Record]:
+    """The metrics of a run, without what time decides."""
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in MetricsFile(out / "metrics.jsonl").read()]
+
+
+def weights_of(out: Path) -> Mapping[str, torch.Tensor]:
+    """The parameters of a finished run."""
+    return load_file(out / "model.safetensors")
+
+
+def same_weights(a: Path, b: Path) -> bool:
+    """Whether two runs ended in the same parameters, bit for bit."""
+    here, there = weights_of(a), weights_of(b)
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+def out_of(world: World, name: str) -> str:
+    """An output folder of its own."""
+    return str(world.folder / name)
+
+
+def test_it_learns_and_can_be_loaded(world: World) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    result = train(world.config(epochs=2.0, eval_every=5))
+    assert (result.steps, result.pairs, result.heldout) == (14, 52, 8)
+    assert result.before["eval_loss"] == pytest.approx(np.log(2), abs=1e-5)
+    assert result.after["eval_loss"] < 0.5
+    assert result.after["eval_rewards/weighted_accuracies"] > 0.8
+    lines = records(result.out)
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 15))
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 5, 10, 14]
+    assert set(NAMES) | {"step", "epoch", "learning_rate", "grad_norm"} == set(lines[-2])
+    assert lines[-2]["epoch"] == 2.0
+    assert lines[1]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    model = AutoModelForCausalLM.from_pretrained(result.out)
+    before = AutoModelForCausalLM.from_pretrained(world.model)
+    assert not torch.equal(model.lm_head.weight, before.lm_head.weight)
+    assert AutoTokenizer.from_pretrained(result.out).chat_template
+    names = {path.name for path in result.out.iterdir()}
+    assert {"config.json", "train.yaml", "README.md", "metrics.jsonl"} <= names
+    assert "checkpoints" not in names
+    card = (result.out / "README.md").read_text("utf-8")
+    assert card.startswith("---\n")
+    assert "52 pairs trained on, 8 held out" in card
+
+
+def test_interrupted_and_resumed_is_uninterrupted(world: World) -> None:
+    """To the bit in float32 on a CPU, however often and wherever it stops."""
+    whole = train(world.config(out=out_of(world, "whole"), epochs=2.0, log_every=3, micro_batch_size=2))
+    config = world.config(out=out_of(world, "parts"), epochs=2.0, log_every=3, micro_batch_size=2)
+    for stop in (StopAt("training", 5), StopAt("training", 3), StopAt("evaluation", 2)):
+        with pytest.raises(Interrupted, match="run the same command again to go on"):
+            train(config, stop)
+        assert any("saving a checkpoint" in note for note in stop.notes)
+    last = train(config)
+    assert last.resumed_at is not None
+    assert 0 < last.resumed_at < last.steps
+    assert same_weights(whole.out, last.out)
+    assert records(whole.out) == records(last.out)
+    assert {k: v for k, v in whole.before.items() if k not in TIMES} == {
+        k: v for k, v in last.before.items() if k not in TIMES
+    }
+
+
+def test_killed_and_resumed_is_uninterrupted(world: World) -> None:
+    """The same after a SIGKILL, from the last regular checkpoint."""
+    whole = train(world.config(out=out_of(world, "whole"), epochs=2.0))
+    config = world.config(out=out_of(world, "killed"), epochs=2.0)
+    code = (
+        "import json, os, signal, sys\n"
+        "from twdpo.pipeline.train import TrainConfig, TrainProgress, train\n"
+        "class Kill(TrainProgress):\n"
+        "    def record(self, metrics):\n"
+        "        if metrics.get('step') == 7: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "train(TrainConfig(**json.loads(sys.argv[1])), Kill())\n"
+    )
+    killed = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(asdict(config))], check=False, capture_output=True, cwd=Path.cwd()
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    result = train(config)
+    assert result.resumed_at == 6
+    assert same_weights(whole.out, result.out)
+    assert records(whole.out) == records(result.out)
+
+
+def test_micro_batches_do_not_matter(world: World) -> None:
+    """The loss of a step is the mean over its pairs, also where they fall into uneven micro-batches."""
+    losses = []
+    for size in (None, 8, 3, 1):
+        result = train(world.config(out=out_of(world, f"micro{size}"), micro_batch_size=size, batch_size=7))
+        losses.append([(r["loss"], r["grad_norm"]) for r in records(result.out) if "loss" in r])
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=2e-4, atol=2e-5)
+
+
+def test_gradient_checkpointing_changes_nothing(world: World) -> None:
+    plain = train(world.config(out=out_of(world, "plain"), max_steps=3))
+    recomputed = train(world.config(out=out_of(world, "recomputed"), max_steps=3, gradient_checkpointing=True))
+    for here, there in zip(records(plain.out), records(recomputed.out), strict=True):
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-6)
+
+
+def test_bfloat16_keeps_float32_parameters(world: World) -> None:
+    result = train(world.config(dtype="bfloat16", epochs=2.0))
+    assert result.after["eval_loss"] < 0.6
+    assert {tensor.dtype for tensor in weights_of(result.out).values()} == {torch.float32}
+
+
+def test_max_steps_and_limit_and_no_evaluation(world: World) -> None:
+    result = train(world.config(max_steps=3, limit=20, eval_split="none"))
+    assert (result.steps, result.pairs, result.heldout, dict(result.after)) == (3, 20, 0, {})
+
+
+def test_beta_and_layer_need_no_new_reference(world: World) -> None:
+    class Reference(TrainProgress):
+        computed = 0
+
+        def advance(self, task: str, items: int = 1) -> None:
+            self.computed += items * (task == "reference")
+
+    first, second = Reference(), Reference()
+    train(world.config(out=out_of(world, "a"), max_steps=1), first)
+    train(world.config(out=out_of(world, "b"), max_steps=1, beta=0.5, attn_source="mean", sink_fix=False), second)
+    assert (first.computed, second.computed) == (60, 0)
+
+
+def test_all_settings_of_the_weights_matter(world: World) -> None:
+    """Each of them changes what is learnt."""
+    seen = []
+    changes: list[dict[str, Any]] = [
+        {},
+        {"attn_source": "0"},
+        {"attn_source": "mean"},
+        {"sink_fix": False},
+        {"uniform_mix": 0.5},
+        {"uncovered": "one"},
+        {"label_smoothing": 0.1},
+    ]
+    for number, change in enumerate(changes):
+        result = train(world.config(out=out_of(world, str(number)), max_steps=3, eval_split="none", **change))
+        seen.append(records(result.out)[-1]["loss"])
+    assert len(set(seen)) == len(changes)
+
+
+def test_another_configuration_is_refused(world: World) -> None:
+    with pytest.raises(Interrupted):
+        train(world.config(), StopAt("training", 4))
+    before = (world.folder / "trained" / "train.yaml").read_text("utf-8")
+    with pytest.raises(TrainingError, match=r"--beta 0\.1 there, 0\.2 asked for.*--no-resume"):
+        train(world.config(beta=0.2))
+    assert (world.folder / "trained" / "train.yaml").read_text("utf-8") == before
+    assert train(world.config(beta=0.2, resume=False)).resumed_at is None
+
+
+def test_a_finished_run_is_not_overwritten_unasked(world: World) -> None:
+    train(world.config(max_steps=1))
+    with pytest.raises(UsageError, match=r"holds a finished run; choose another folder, or pass --no-resume"):
+        train(world.config(max_steps=1))
+    assert train(world.config(max_steps=2, resume=False)).steps == 2
+
+
+def test_a_folder_of_something_else_is_left_alone(world: World) -> None:
+    with pytest.raises(UsageError, match="is not empty and holds no training run"):
+        train(world.config(out=str(world.weights)))
+
+
+def test_nan_names_the_pairs_and_keeps_the_checkpoint(world: World) -> None:
+    with pytest.raises(TrainingError) as caught:
+        train(world.config(learning_rate=1e30, epochs=2.0, save_every=1, max_grad_norm=1e30))
+    message = str(caught.value)
+    assert "is not finite" in message
+    assert "row " in message
+    assert "is kept" in message
+    assert "\n" not in message
+    assert list((world.folder / "trained" / "checkpoints").iterdir())
+
+
+def test_ctrl_c_before_the_first_step(world: World) -> None:
+    with pytest.raises(Interrupted, match="stopped at the start"):
+        train(world.config(), StopAt("evaluation", 1))
+    with pytest.raises(Interrupted, match="stopped; run the same command again"):
+        train(world.config(), StopAt("pairs", 1))
+    assert train(world.config(max_steps=1)).resumed_at is None
+
+
+def test_outside_the_main_thread(world: World) -> None:
+    """No signals there; training works all the same."""
+    done: list[int] = []
+    thread = threading.Thread(target=lambda: done.append(train(world.config(max_steps=2)).steps))
+    thread.start()
+    thread.join()
+    assert done == [2]
+
+
+def test_a_context_too_short(world: World) -> None:
+    with pytest.raises(UsageError, match=r"--max-length 2048 is more than the policy's context of 512 tokens"):
+        train(world.config(max_length=2048))
+
+
+def test_another_policy_of_another_family(world: World, tmp_path: Path) -> None:
+    other = save_tiny(tmp_path / "gemma", "gemma2")
+    result = train(world.config(model=str(other), max_steps=2))
+    assert result.model == str(other)
+
+
+def test_missing_rows_stop_before_training(empty_world: World) -> None:
+    empty_world.annotate(empty_world.write_pairs(60), take=lambda pair: pair.row > 2)
+    with pytest.raises(MissingRows, match="3 of 60 pairs have no weights"):
+        train(empty_world.config())
+    assert train(empty_world.config(missing="drop", max_steps=1)).pairs == 49
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_losses_of_one(world: World) -> None:
+    """Uneven shares, and a last step with a single pair, which leaves one process without any."""
+    changes: dict[str, Any] = {"batch_size": 17, "limit": 60, "eval_split": "8", "epochs": 2.0}
+    alone = train(world.config(out=out_of(world, "alone"), **changes))
+    config = world.config(out=out_of(world, "both"), **changes)
+    script = world.folder / "run.py"
+    script.write_text(
+        "import json, sys\nfrom twdpo.pipeline.train import TrainConfig, train\n"
+        "train(TrainConfig(**json.loads(sys.argv[1])))\n",
+        "utf-8",
+    )
+    launched = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            str(script),
+            json.dumps(asdict(config)),
+        ],
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert launched.returncode == 0, launched.stderr.decode()[-2000:]
+    for here, there in zip(records(alone.out), records(Path(config.out)), strict=True):
+        assert here == pytest.approx(there, rel=1e-3, abs=1e-5)
