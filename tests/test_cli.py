@@ -130,6 +130,17 @@ def test_annotate_then_train_with_no_further_arguments(annotated: Path, capsys: 
     assert {"logps/chosen", "logps/weighted_chosen", "rewards/weighted_margins"} <= lines[0].keys()
 
 
+@pytest.mark.parametrize("options", [["--limit", "4"], ["--limit", "4", "--seed", "3"]])
+def test_annotate_some_then_train(workplace: Path, capsys: pytest.CaptureFixture[str], options: list[str]) -> None:
+    """What was not asked for is not missing; what was asked for must be there."""
+    assert main([*ANNOTATE, "--dataset", "pairs.jsonl", *options]) == 0
+    assert main([*TRAIN, "--out", "some"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 pairs" in shown
+    assert "left out 2 × not among the pairs that were annotated" in shown
+    assert (workplace / "some/model.safetensors").stat().st_mode == (workplace / "some/train.yaml").stat().st_mode
+
+
 def test_another_recipe(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*ANNOTATE, "--dataset", "pairs.jsonl", "--max-length", "400"]) == 1
     error = capsys.readouterr().err

@@ -25,4 +25,4 @@ def test_demo(
     from transformers import AutoModelForCausalLM
 
     AutoModelForCausalLM.from_pretrained("twdpo-demo/trained")
-    assert main(["demo", "--steps", "2"]) == 0  # a second run goes on from what is there
+    assert main(["demo", "--steps", "2"]) == 0  # a second run uses the weights that are there and trains anew

@@ -42,7 +42,7 @@ class FlawWeight:
 
 
 def run(out: str, *, steps: int = 15) -> None:
-    """Run the demo into the folder `out`; a second run goes on from what is there."""
+    """Run the demo into the folder `out`; a second run uses the weights that are there and trains anew."""
     started = time.monotonic()
     folder = Path(out)
     cache, model = folder / "weights_cache", folder / "trained"
@@ -72,6 +72,7 @@ def run(out: str, *, steps: int = 15) -> None:
             max_length=512,
             eval_every=0,
             save_every=0,
+            resume=False,
         )
         with show.train_progress() as progress:
             result = train(config, progress)

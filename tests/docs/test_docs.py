@@ -18,6 +18,7 @@ import pytest
 import typer
 import yaml
 
+import twdpo
 from tests.weights_cache.samples import LAYERS, RECIPE, make_row
 from twdpo.cli import app
 from twdpo.config import resolve
@@ -261,6 +262,11 @@ def test_python_that_is_shown_is_python() -> None:
     assert blocks
     for block in blocks:
         compile(block["body"], "docs", "exec")
+
+
+def test_the_package_names_what_the_api_page_says() -> None:
+    sentence = (DOCS / "api.md").read_text("utf-8").partition("in `twdpo` itself: ")[2].partition(".")[0]
+    assert re.findall(r"`(\w+)`", sentence) == twdpo.__all__
 
 
 def test_every_metric_is_explained() -> None:

@@ -9,7 +9,7 @@ Not for: judging or training on pairs. Importing this package imports neither py
 from twdpo.preferences.formats import Reject, check_columns, parse_row
 from twdpo.preferences.pair import Message, Pair, example_hash
 from twdpo.preferences.sources import NAMED, Source, resolve
-from twdpo.preferences.stream import PairStream, load
+from twdpo.preferences.stream import PairStream, draw_rows, load
 
 __all__ = [
     "NAMED",
@@ -19,6 +19,7 @@ __all__ = [
     "Reject",
     "Source",
     "check_columns",
+    "draw_rows",
     "example_hash",
     "load",
     "parse_row",

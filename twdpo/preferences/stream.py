@@ -5,7 +5,8 @@ Not for: what a name stands for (`sources.py`), how files are read (`files.py`),
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -62,3 +63,14 @@ def load(source: Source, *, limit: int | None = None) -> PairStream:
     opened = open_demo(source.split) if source.kind == "demo" else open_path(Path(source.location), source.split)
     rows, split = opened
     return PairStream(replace(source, split=split), rows, limit)
+
+
+def draw_rows(stream: PairStream, limit: int, seed: int | None) -> Collection[int]:
+    """The rows that a run of `limit` pairs takes: the first, or as many drawn at random with `seed`.
+
+    The same stream, limit and seed give the same rows, so that stage two knows what stage one was asked to do.
+    """
+    if seed is None:
+        return range(limit)
+    count = stream.total if stream.total is not None else sum(1 for _ in stream)
+    return frozenset(random.Random(seed).sample(range(count), min(limit, count)))

@@ -93,12 +93,19 @@ def test_missing_rows_can_be_uniform(empty_world: World) -> None:
 
 
 def test_a_data_set_annotated_with_a_limit_is_not_missing_the_rest(empty_world: World) -> None:
-    empty_world.annotate(empty_world.write_pairs(60), take=odd, limit=30)
+    empty_world.annotate(empty_world.write_pairs(60), take=lambda pair: pair.row < 30, limit=30)
     examples = joined(empty_world)
     assert len(examples.train) + len(examples.heldout) == 30
     assert examples.skipped == {"not among the pairs that were annotated": 30}
     with pytest.raises(MissingRows):
         joined(empty_world, dataset=str(empty_world.pairs))
+
+
+def test_of_what_was_asked_for_nothing_may_be_missing(empty_world: World) -> None:
+    """An annotation of 30 pairs that was stopped half-way is not mistaken for a whole one."""
+    empty_world.annotate(empty_world.write_pairs(60), take=lambda pair: pair.row < 17, limit=30)
+    with pytest.raises(MissingRows, match="13 of 60 pairs"):
+        joined(empty_world)
 
 
 def test_what_stage_one_left_out_is_not_missing(empty_world: World) -> None:

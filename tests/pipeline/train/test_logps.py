@@ -26,7 +26,7 @@ def batch(seed: int = 0, rows: int = 3, length: int = 30) -> tuple[Tensor, Tenso
 
 def naive(model: Any, ids: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
     """All logits, all log-probs, and of those the wanted ones."""
-    logps = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
+    logps: Tensor = model(input_ids=ids, attention_mask=mask).logits.float().log_softmax(-1)
     return logps[:, :-1].gather(-1, ids[:, 1:, None])[..., 0][wanted[:, 1:]]
 
 

@@ -124,7 +124,11 @@ def test_killed_and_resumed_is_uninterrupted(world: World) -> None:
         "train(TrainConfig(**json.loads(sys.argv[1])), Kill())\n"
     )
     killed = subprocess.run(
-        [sys.executable, "-c", code, json.dumps(asdict(config))], check=False, capture_output=True, cwd=Path.cwd()
+        [sys.executable, "-c", code, json.dumps(asdict(config))],
+        check=False,
+        capture_output=True,
+        # As many threads as here, since they decide the order of sums.
+        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     result = train(config)
@@ -288,4 +292,4 @@ def test_two_processes_give_the_losses_of_one(world: World) -> None:
     )
     assert launched.returncode == 0, launched.stderr.decode()[-2000:]
     for here, there in zip(records(alone.out), records(Path(config.out)), strict=True):
-        assert here == pytest.approx(there, rel=1e-3, abs=1e-5)
+        assert here == pytest.approx(there, rel=1e-4, abs=1e-5)

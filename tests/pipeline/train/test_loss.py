@@ -106,7 +106,7 @@ def test_gradient_is_the_formula(seed: int, beta: float) -> None:
     """∂L/∂log π(y±_t) = ∓ β σ(−u) w±_t, nothing where the weight is zero, nothing into reference and weights."""
     chosen, rejected = (_with_gradient(_without_first_weight(side)) for side in sides(seed))
     found = twdpo_loss(chosen, rejected, beta=beta)
-    found.losses.sum().backward()
+    torch.autograd.backward(found.losses.sum())
     slope = beta * torch.sigmoid(-found.u.detach())[:, None]
     for sign, side in ((-1.0, chosen), (1.0, rejected)):
         assert side.policy.grad is not None

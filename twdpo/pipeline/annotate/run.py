@@ -25,7 +25,7 @@ from twdpo.pipeline.annotate.prompt import (
     load_template,
 )
 from twdpo.pipeline.annotate.rows import make_row
-from twdpo.preferences import Pair, Reject, Source, load, resolve
+from twdpo.preferences import Pair, PairStream, Reject, draw_rows, load, resolve
 from twdpo.weights_cache import CacheWriter, Recipe
 from twdpo.weights_cache.durable import write_file
 
@@ -85,7 +85,7 @@ def annotate(
     with CacheWriter.open(
         Path(config.out),
         judge.recipe,
-        dataset=_describe(source),
+        dataset=_describe(stream, config),
         defaults={"attn_source": str(judge.layers[-1]), "policy_model": config.model},
         include_text=config.include_text,
     ) as writer:
@@ -241,27 +241,25 @@ class _Run:
 
 
 class _Selection:
-    """The first `limit` rows of a stream, or `limit` rows drawn at random with `seed`, in the stream's order."""
+    """The rows of a stream that a run asks for, in the stream's order."""
 
-    def __init__(self, stream: Any, limit: int | None, seed: int | None) -> None:
-        self._stream, self._limit = stream, limit
-        self.total = stream.total if limit is None or stream.total is None else min(limit, stream.total)
-        self._drawn: frozenset[int] | None = None
-        if seed is not None and limit is not None:
-            count = stream.total if stream.total is not None else sum(1 for _ in stream)
-            drawn = np.random.default_rng(seed).permutation(count)[:limit]
-            self._drawn = frozenset(drawn.tolist())
-            self.total = len(self._drawn)
+    def __init__(self, stream: PairStream, limit: int | None, seed: int | None) -> None:
+        self._stream = stream
+        self._rows = None if limit is None else draw_rows(stream, limit, seed)
+        self.total = stream.total
+        if self._rows is not None:
+            self.total = len(self._rows) if stream.total is None else min(len(self._rows), stream.total)
 
     def __iter__(self) -> Iterator[Pair | Reject]:
-        taken = 0
-        for position, row in enumerate(self._stream):
-            if self._drawn is not None and position not in self._drawn:
-                continue
-            if self._limit is not None and taken == self._limit:
+        if self._rows is None:
+            yield from self._stream
+            return
+        last = max(self._rows)
+        for row, item in enumerate(self._stream):
+            if row in self._rows:
+                yield item
+            if row == last:
                 return
-            taken += 1
-            yield row
 
 
 def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
@@ -293,5 +291,7 @@ def _chat_template_kwargs(tokenizer: Any, config: AnnotateConfig) -> dict[str, A
     return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
 
 
-def _describe(source: Source) -> dict[str, Any]:
-    return {key: value for key, value in asdict(source).items() if value is not None}
+def _describe(stream: PairStream, config: AnnotateConfig) -> dict[str, Any]:
+    """The data set for the manifest, with what of it was asked for: stage two then knows which pairs must be there."""
+    described = asdict(stream.source) | {"limit": config.limit, "seed": config.seed}
+    return {key: value for key, value in described.items() if value is not None}

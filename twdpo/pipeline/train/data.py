@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from twdpo.pipeline.train.config import TrainConfig, heldout_count, parse_eval_s
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.render import RenderedSide, Renderer, RenderError
 from twdpo.pipeline.train.weights import WeightRules, training_weights, uniform_weights
-from twdpo.preferences import Message, Pair, Reject, Source, load, resolve
+from twdpo.preferences import Message, Pair, Reject, Source, draw_rows, load, resolve
 from twdpo.weights_cache import SideWeights, WeightRow, WeightsCache, read_rejects
 
 #: Pairs whose weights are fetched together.
@@ -86,11 +86,14 @@ def digest(examples: list[Example]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """Rows to read, in order: a source, or the texts that the cache holds itself. partial: annotated with a limit."""
+    """Rows to read, in order: a source, or the texts that the cache holds itself.
+
+    asked: the (limit, seed) of each run that annotated the source, where none took the whole; else empty.
+    """
 
     source: Source | None
     heldout: bool = False
-    partial: bool = False
+    asked: tuple[tuple[int, int | None], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -152,14 +155,18 @@ def _parts(config: TrainConfig, cache: WeightsCache) -> list[_Part]:
 
 
 def _manifest_parts(sources: Iterable[Mapping[str, Any]], split: str | None) -> list[_Part]:
-    """Each data set of the manifest once; `partial` where it was only ever annotated with a limit."""
+    """Each data set of the manifest once, with what of it was asked for."""
     known = {f.name for f in fields(Source)}
-    partial: dict[Source, bool] = {}
+    runs: dict[Source, list[tuple[int | None, int | None]]] = {}
     for entry in sources:
         source = Source(**{name: value for name, value in entry.items() if name in known})
         source = source if split is None else replace(source, split=split)
-        partial[source] = partial.get(source, True) and entry.get("limit") is not None
-    return [_Part(source=source, partial=is_partial) for source, is_partial in partial.items()]
+        runs.setdefault(source, []).append((entry.get("limit"), entry.get("seed")))
+    parts = []
+    for source, asked in runs.items():
+        limited = [(limit, seed) for limit, seed in asked if limit is not None]
+        parts.append(_Part(source=source, asked=tuple(limited) if len(limited) == len(asked) else ()))
+    return parts
 
 
 def _rows(config: TrainConfig, cache: WeightsCache, parts: Iterable[_Part]) -> Iterator[tuple[_Part, Pair | Reject]]:
@@ -171,6 +178,14 @@ def _rows(config: TrainConfig, cache: WeightsCache, parts: Iterable[_Part]) -> I
                     return
                 left -= 1
             yield part, row
+
+
+def _asked_rows(part: _Part) -> list[Collection[int]]:
+    """The rows of a source that stage one was asked for, run by run."""
+    if part.source is None:
+        return []
+    stream = load(part.source)
+    return [draw_rows(stream, limit, seed) for limit, seed in part.asked]
 
 
 def _texts(cache: WeightsCache) -> Iterator[Pair]:
@@ -185,6 +200,7 @@ def _survey(config: TrainConfig, cache: WeightsCache, parts: list[_Part]) -> _Su
     """Read all hashes and decide what becomes of every row."""
     survey = _Survey()
     left_out = {reject.example_hash for reject in read_rejects(cache.folder)}
+    asked = {part: _asked_rows(part) for part in parts if part.asked}
     for part, row in _rows(config, cache, parts):
         key = row.example_hash or ""
         fate: str | None = None
@@ -194,7 +210,7 @@ def _survey(config: TrainConfig, cache: WeightsCache, parts: list[_Part]) -> _Su
             fate = "heldout" if part.heldout else "train"
         elif key in left_out:
             survey.skipped[_LEFT_OUT] += 1
-        elif part.partial:
+        elif part in asked and not any(row.row in rows for rows in asked[part]):
             survey.skipped[_NOT_ANNOTATED] += 1
         else:
             fate = "missing heldout" if part.heldout else "missing"

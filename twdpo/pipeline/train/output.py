@@ -72,7 +72,10 @@ def save_model(config: TrainConfig, loaded: LoadedModel, card: str) -> None:
                 loaded.model.save_pretrained(temporary)
             loaded.tokenizer.save_pretrained(temporary)
             (temporary / "README.md").write_text(card, "utf-8")
+            # Some writers make files that only their owner can read; a model is shared like its configuration.
+            mode = (out / CONFIGURATION).stat().st_mode
             for path in sorted(temporary.iterdir(), key=lambda path: path.name == _FINISHED):
+                path.chmod(mode)
                 with path.open("rb+") as stream:
                     os.fsync(stream.fileno())
                 path.replace(out / path.name)
