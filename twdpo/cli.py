@@ -160,7 +160,7 @@ def verify(cache: CachePath) -> None:
 @app.command()
 def demo(
     out: Annotated[str, typer.Option(help="Folder for everything the demo makes.")] = "twdpo-demo",
-    steps: Annotated[int, typer.Option(help="Optimizer steps of the training run.")] = 15,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of the training run.")] = 12,
 ) -> None:
     """See the whole method on 108 embedded pairs and a real 135M model: annotate, inspect, train, evaluate."""
     from twdpo.demo import run

@@ -41,7 +41,7 @@ class FlawWeight:
     heavier: float
 
 
-def run(out: str, *, steps: int = 15) -> None:
+def run(out: str, *, steps: int = 12) -> None:
     """Run the demo into the folder `out`; a second run uses the weights that are there and trains anew."""
     started = time.monotonic()
     folder = Path(out)
