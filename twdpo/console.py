@@ -233,8 +233,7 @@ def train_rows(result: TrainResult) -> dict[str, Any]:
             ("eval_rewards/accuracies", "  plain accuracy", "{:.1%}"),
         ):
             # Before training the policy is the reference: all rewards are zero, and none is right or wrong.
-            untrained = "accuracies" in name and abs(result.before["eval_rewards/weighted_margins"]) < 1e-5
-            before = "–" if untrained else form.format(result.before[name])
+            before = "–" if "accuracies" in name else form.format(result.before[name])
             rows[label] = f"{before} → {form.format(result.after[name])}"
     rows["seconds"] = ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())
     rows["model"] = f"{result.out}/"
