@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.fixtures.tiny_models import CHATML, tiny_tokenizer
 from twdpo.errors import ModelError, UsageError
-from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptBuilder, load_template, transcript
+from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptBuilder, PromptError, load_template, transcript
 from twdpo.preferences import Message, Pair
 
 MakePair = Callable[..., Pair]
@@ -196,6 +196,11 @@ class TestTemplates:
     def test_dates_in_chat_templates_stand_still(self) -> None:
         made = builder(chat_template="{{ strftime_now('%d') }}" + CHATML)
         assert made.frame_hash == builder(chat_template="{{ '01 Jan 2025' }}" + CHATML).frame_hash
+
+
+def test_half_a_surrogate_pair_is_a_reason_not_a_crash(make_pair: MakePair) -> None:
+    with pytest.raises(PromptError, match="half of a surrogate pair"):
+        BUILDER.build(make_pair(chosen="a\ud800b"), "cr")
 
 
 def test_transcript_labels_turns() -> None:

@@ -189,7 +189,7 @@ class PromptBuilder:
             at += len(texts[slot]) + len(piece)
         try:
             return self.literal.encode("".join(parts)), places
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # which of them depends on the version of tokenizers
             raise PromptError("the text holds half of a surrogate pair, which is not valid text") from None
 
     def _cut(self, texts: dict[str, str], tokens: Tokens, places: Mapping[str, tuple[int, int]]) -> dict[str, str]:
