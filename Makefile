@@ -1,4 +1,4 @@
-# Everything a person needs: make demo | test | test-slow | check | docs | bench | clean
+# Everything a person needs: make demo | test | test-slow | check | format | docs | bench | clean
 # Each target makes its own virtual environment the first time and brings it up to date when the pins change.
 
 PYTHON ?= python3
@@ -42,7 +42,7 @@ docs-serve: $(VENV)/.docs
 	$(RUN) mkdocs serve
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/end_to_end.py
+	$(BIN)/python benchmarks/annotate.py
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
