@@ -53,7 +53,7 @@ def test_a_source_is_listed_once_and_defaults_are_laid_over() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"schema_version": 2}, SchemaTooNew, "cache schema 2, this one reads 1.*upgrade twdpo"),
+        ({"schema_version": 3}, SchemaTooNew, "cache schema 3, this one reads 2.*upgrade twdpo"),
         ({"schema_version": "1"}, CacheCorrupt, "its schema_version is '1'"),
         ({"fingerprint": "0" * 16}, CacheCorrupt, "its recipe has fingerprint"),
         ({"recipe": {"dtype": "float32"}}, CacheCorrupt, "not a recipe"),

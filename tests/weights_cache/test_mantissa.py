@@ -15,7 +15,7 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def nearest(value: float) -> float:
-    """The oracle: the nearest number of 13 significant bits, ties to the even one, in exact fractions."""
+    """The oracle: the nearest number of 12 significant bits, ties to the even one, in exact fractions."""
     if value == 0:
         return value
     exponent = math.floor(math.log2(abs(value)))
@@ -24,13 +24,13 @@ def nearest(value: float) -> float:
         exponent -= 1
     while Fraction(2) ** (exponent + 1) <= abs(Fraction(value)):
         exponent += 1
-    unit = Fraction(2) ** (max(exponent, -126) - 12)
+    unit = Fraction(2) ** (max(exponent, -126) - 11)
     return float(round(Fraction(value) / unit) * unit)
 
 
 @given(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**127), max_value=2.0**127))
-@example(1 + 2**-13)
-@example(1 + 3 * 2**-13)
+@example(1 + 2**-12)
+@example(1 + 3 * 2**-12)
 @example(2 - 2**-20)
 @example(2.0**-149)
 @example(2.0**-126 - 2.0**-149)
@@ -70,3 +70,9 @@ def test_shapes_and_inputs_are_left_alone() -> None:
     assert round_mantissa(values[:, ::2]).shape == (3, 2)
     assert np.array_equal(values, before)
     assert not is_rounded(values)
+
+
+def test_how_many_bits_are_used_can_be_asked() -> None:
+    values = np.array([1 + 2**-12], dtype=np.float32)
+    assert is_rounded(values, 12)
+    assert not is_rounded(values, 11)

@@ -80,7 +80,7 @@ def replaced(name: str, values: list[object]) -> Callable[[pa.Table], pa.Table]:
         (scaled("chosen_weights_3", 2.0), "chosen, layer 3: a row's mean weight is"),
         (scaled("chosen_weights_3", -1.0), "chosen, layer 3: a weight is negative"),
         (scaled("chosen_weights_3", float("inf")), "negative or not finite"),
-        (scaled("chosen_weights_3", 1 + 2**-14), "not rounded to 12 bits"),
+        (scaled("chosen_weights_3", 1 + 2**-13), "a weight uses more than 11 bits"),
         (scaled("rejected_ends", 0.0), "rejected: offsets are not in order"),
         (scaled("rejected_starts", -1.0), "rejected: offsets are not in order"),
         (replaced("chosen_ends", [[1]]), "chosen: starts and ends differ in length"),

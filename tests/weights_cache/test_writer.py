@@ -109,8 +109,8 @@ def test_a_file_in_the_folders_place_is_one_line(tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as newer:
-        newer.setattr("twdpo.weights_cache.schema.SCHEMA_VERSION", 2)
-        newer.setattr("twdpo.weights_cache.shards.SCHEMA_VERSION", 2)
+        newer.setattr("twdpo.weights_cache.schema.SCHEMA_VERSION", 3)
+        newer.setattr("twdpo.weights_cache.shards.SCHEMA_VERSION", 3)
         fill(tmp_path / "shard", range(2))
     with pytest.raises(SchemaTooNew, match=r"part-.*\.parquet was written by a newer twdpo"):
         CacheWriter.open(tmp_path / "shard", RECIPE)
@@ -236,7 +236,7 @@ def test_shards_are_encoded_as_the_format_says(tmp_path: Path) -> None:
     assert file.metadata.num_row_groups == 2
     metadata = {key: value for key, value in file.metadata.metadata.items() if key.startswith(b"twdpo.")}
     assert metadata[b"twdpo.fingerprint"] == RECIPE.fingerprint.encode()
-    assert metadata[b"twdpo.schema_version"] == b"1"
+    assert (metadata[b"twdpo.schema_version"], metadata[b"twdpo.mantissa_bits"]) == (b"2", b"11")
     assert metadata[b"twdpo.kind"] == b"weights"
     assert b"twdpo.version" in metadata
     for position in range(file.metadata.num_columns):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-#: Explicit mantissa bits kept of float32's 23.
-MANTISSA_BITS = 12
+#: Explicit mantissa bits kept of float32's 23; with the implicit one, 12 significant bits. Schema 1 kept one more.
+MANTISSA_BITS = 11
 
 _DROPPED = 23 - MANTISSA_BITS
 _KEEP = np.uint32((0xFFFFFFFF << _DROPPED) & 0xFFFFFFFF)
@@ -20,9 +20,9 @@ _LARGEST = np.uint32(0x7F7FFFFF) & _KEEP
 
 
 def round_mantissa(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
-    """`values` as float32 with the mantissa rounded to 12 explicit bits, to nearest, ties to even.
+    """`values` as float32 with the mantissa rounded to 11 explicit bits, to nearest, ties to even.
 
-    Any shape; a new array. The relative error is at most 2^-13 (subnormals: an absolute one of 2^-139). Zeros,
+    Any shape; a new array. The relative error is under 2^-12 (subnormals: an absolute one of 2^-138). Zeros,
     infinities and NaN stay what they are, and a finite value never becomes infinite. Rounding twice changes nothing.
     """
     bits = np.array(values, dtype=np.float32, order="C").view(np.uint32)
@@ -34,6 +34,7 @@ def round_mantissa(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
     return (sign | np.where(finite, rounded, magnitude)).astype(np.uint32).view(np.float32)
 
 
-def is_rounded(values: npt.NDArray[np.float32]) -> bool:
-    """Whether no value uses a mantissa bit that rounding clears."""
-    return not bool(np.any(np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) & ~_KEEP))
+def is_rounded(values: npt.NDArray[np.float32], bits: int = MANTISSA_BITS) -> bool:
+    """Whether no value uses more than the `bits` highest explicit bits of the mantissa."""
+    cleared = np.uint32((1 << (23 - bits)) - 1)
+    return not bool(np.any(np.ascontiguousarray(values, dtype=np.float32).view(np.uint32) & cleared))

@@ -19,7 +19,7 @@ from twdpo.weights_cache.mantissa import round_mantissa
 from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, offset_columns, weights_column
 from twdpo.weights_cache.shards import Block
 
-#: How far a side's mean weight may be from 1: each weight is rounded by at most 2^-13, the rest is float32 arithmetic.
+#: How far a side's mean weight may be from 1: float32 arithmetic needs far less; rounding may add as much again.
 MEAN_TOLERANCE = 2.0**-12
 
 _HASH = re.compile(r"[0-9a-f]{32}")

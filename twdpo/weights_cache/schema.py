@@ -5,14 +5,16 @@ Not for: checking rows (`rows.py`) or writing files (`shards.py`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
 from twdpo import __version__
+from twdpo.weights_cache.mantissa import MANTISSA_BITS
 
-#: Raised when a reader of the old format would misread the new one.
-SCHEMA_VERSION = 1
+#: Raised when a program of the old format would misread the new one, or write into it what breaks its invariants.
+#: 2: weights have 11 explicit mantissa bits, and a shard says how many; 1: they have 12.
+SCHEMA_VERSION = 2
 
 SIDES = ("chosen", "rejected")
 KEY = "example_hash"
@@ -28,6 +30,8 @@ FLOATS = (
 TEXTS = ("prompt", "chosen", "rejected")
 
 _PREFIX = "twdpo."
+#: Of shards that do not say it: those of schema 1.
+_MANTISSA_BITS_1 = 12
 
 
 def weights_column(side: str, layer: int) -> str:
@@ -76,14 +80,17 @@ def encodings(schema: pa.Schema) -> dict[str, str]:
     return found
 
 
-def shard_metadata(*, kind: str, fingerprint: str) -> dict[str, str]:
+def shard_metadata(*, kind: str, fingerprint: str, mantissa_bits: int = MANTISSA_BITS) -> dict[str, str]:
     """What a shard says of itself, so that a shard moved to a wrong folder is noticed."""
-    return {
-        f"{_PREFIX}kind": kind,
-        f"{_PREFIX}fingerprint": fingerprint,
-        f"{_PREFIX}schema_version": str(SCHEMA_VERSION),
-        f"{_PREFIX}version": __version__,
-    }
+    metadata = {"kind": kind, "fingerprint": fingerprint, "schema_version": str(SCHEMA_VERSION), "version": __version__}
+    if kind == "weights":
+        metadata["mantissa_bits"] = str(mantissa_bits)
+    return {f"{_PREFIX}{key}": value for key, value in metadata.items()}
+
+
+def stored_mantissa_bits(said: Mapping[str, str]) -> int:
+    """How many explicit mantissa bits a shard's weights may use, by what `read_shard_metadata` found in it."""
+    return int(said.get("mantissa_bits", _MANTISSA_BITS_1))
 
 
 def read_shard_metadata(metadata: dict[bytes, bytes] | None) -> dict[str, str]:

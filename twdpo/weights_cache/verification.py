@@ -21,7 +21,16 @@ from twdpo.weights_cache.manifest import DATA, Manifest, has_checksum, is_stray
 from twdpo.weights_cache.mantissa import is_rounded
 from twdpo.weights_cache.rejects import read_rejects
 from twdpo.weights_cache.rows import MEAN_TOLERANCE, is_hash
-from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, offset_columns, weights_column, weights_schema
+from twdpo.weights_cache.schema import (
+    FLOATS,
+    KEY,
+    SIDES,
+    offset_columns,
+    read_shard_metadata,
+    stored_mantissa_bits,
+    weights_column,
+    weights_schema,
+)
 from twdpo.weights_cache.shards import Block, ShardKind, digest_matches, list_shards, read_block
 
 
@@ -121,12 +130,13 @@ def _same_type(found: Any, wanted: Any) -> bool:
 
 def _row_problems(file: pq.ParquetFile, path: Path, manifest: Manifest) -> Iterator[str]:
     columns = weights_schema(manifest.recipe.layers, include_text=manifest.include_text).names
+    bits = stored_mantissa_bits(read_shard_metadata(file.metadata.metadata))
     for group in range(file.num_row_groups):
         block = read_block(file, path, group, columns)
         if not all(is_hash(block.value(KEY, row)) for row in range(block.rows)):
             yield f"row group {group}: a key is not 32 lower-case hex digits"
         for side in SIDES:
-            for problem in _side_problems(block, side, manifest.recipe.layers):
+            for problem in _side_problems(block, side, manifest.recipe.layers, bits):
                 yield f"row group {group}: {problem}"
         for name in FLOATS:
             least = -1.0 if name.startswith("order_agreement") else 0.0
@@ -138,7 +148,7 @@ def _row_problems(file: pq.ParquetFile, path: Path, manifest: Manifest) -> Itera
                 yield f"row group {group}: {problem}"
 
 
-def _side_problems(block: Block, side: str, layers: tuple[int, ...]) -> Iterator[str]:
+def _side_problems(block: Block, side: str, layers: tuple[int, ...], bits: int) -> Iterator[str]:
     (offsets, starts), (end_offsets, ends) = (block.lists(name) for name in offset_columns(side))
     lengths = np.diff(offsets)
     if np.any(lengths < 1):
@@ -154,21 +164,21 @@ def _side_problems(block: Block, side: str, layers: tuple[int, ...]) -> Iterator
     if np.any(starts < 0) or np.any(ends < starts) or np.any(steps < 0):
         yield f"{side}: offsets are not in order"
     for layer in layers:
-        problem = _weights_problem(*block.lists(weights_column(side, layer)), lengths)
+        problem = _weights_problem(*block.lists(weights_column(side, layer)), lengths, bits)
         if problem:
             yield f"{side}, layer {layer}: {problem}"
 
 
 def _weights_problem(
-    offsets: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int32], weights: npt.NDArray[np.float32], lengths: npt.NDArray[np.int32], bits: int
 ) -> str | None:
     if not np.array_equal(np.diff(offsets), lengths):
         return "weights and offsets differ in length"
     weights = weights[offsets[0] : offsets[-1]]
     if not np.all(np.isfinite(weights)) or np.any(weights < 0):
         return "a weight is negative or not finite"
-    if not is_rounded(weights):
-        return "a weight is not rounded to 12 bits"
+    if not is_rounded(weights, bits):
+        return f"a weight uses more than {bits} bits of its mantissa"
     means = np.add.reduceat(weights.astype(np.float64), offsets[:-1] - offsets[0]) / lengths
     # Twice: the row was within the tolerance before its weights were rounded.
     if np.any(np.abs(means - 1) > 2 * MEAN_TOLERANCE):

@@ -22,7 +22,7 @@ from twdpo.weights_cache.manifest import DATA, MANIFEST, Manifest, may_begin
 from twdpo.weights_cache.recipe import Recipe
 from twdpo.weights_cache.rejects import Reject, RejectLog, read_rejects
 from twdpo.weights_cache.rows import WeightRow, check_row, rows_to_table
-from twdpo.weights_cache.schema import KEY, shard_metadata, weights_schema
+from twdpo.weights_cache.schema import KEY, SCHEMA_VERSION, shard_metadata, weights_schema
 from twdpo.weights_cache.shards import ShardBuffer, ShardKind, list_shards, read_columns, write_shard
 
 
@@ -79,6 +79,8 @@ class CacheWriter:
             if old:
                 _refuse_another(folder, old, recipe, include_text=include_text)
             manifest = (old or Manifest(recipe=recipe, include_text=include_text)).with_source(dataset, defaults)
+            # From here on an older program, which would write rows of its own kind, must refuse.
+            manifest = replace(manifest, schema_version=SCHEMA_VERSION)
             if manifest != old:
                 manifest.save(folder)
             write_card(folder, manifest)
