@@ -56,6 +56,32 @@ def test_membership_and_missing_rows(folder: Path) -> None:
         cache.get(gone)
 
 
+def test_a_stream_is_joined_in_its_own_order(folder: Path) -> None:
+    numbers = [*range(29, -1, -1), *range(35), 3, 3]
+    with WeightsCache.open(folder) as cache:
+        found = list(cache.join(make_row(number).example_hash for number in numbers))
+        assert list(cache.join([])) == []
+    for number, row in zip(numbers, found, strict=True):
+        assert (row is None) == (number >= 30)
+        assert row is None or content(row) == content(make_row(number))
+
+
+def test_a_join_over_many_windows_and_groups(tmp_path: Path) -> None:
+    fill(tmp_path, range(1_300), shard_rows=600)
+    hashes = [make_row(number).example_hash for number in range(1_400)]
+    with WeightsCache.open(tmp_path, cache_bytes=1) as cache:
+        joined = cache.join(hashes)
+        first = next(joined)
+        # Reading by hash meanwhile disturbs nothing.
+        assert cache.get(hashes[1_299]).example_hash == hashes[1_299]
+        rows = [first, *joined]
+        # A stream that is not read to its end leaves nothing behind.
+        assert next(cache.join(hashes)) is not None
+    assert [row.example_hash for row in rows if row is not None] == hashes[:1_300]
+    assert rows[1_300:] == [None] * 100
+    assert all(content(rows[number]) == content(make_row(number)) for number in (0, 511, 512, 600, 1_299))
+
+
 def test_rows_fetched_can_be_changed_and_do_not_change_the_cache(folder: Path) -> None:
     cache = WeightsCache.open(folder)
     key = make_row(1).example_hash

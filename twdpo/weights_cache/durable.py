@@ -57,10 +57,20 @@ def locked(folder: Path) -> Iterator[None]:
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write `path` as a whole or not at all; raises StorageError where the disk or the rights do not allow it."""
+    with writing(path) as descriptor:
+        write_all(descriptor, content)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[int]:
+    """A descriptor whose file becomes `path` when the body ends, as a whole, or is gone when the body fails.
+
+    Raises StorageError where the disk or the rights do not allow it.
+    """
     with storing(path):
         temporary, descriptor = _open_temporary(path.parent)
         try:
-            write_all(descriptor, content)
+            yield descriptor
             os.fsync(descriptor)
             os.replace(temporary, path)
         except BaseException:

@@ -6,9 +6,11 @@ one hash the first in cache order wins. Not for: what a row means (`rows.py`), o
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -70,6 +72,8 @@ class ShardIndex:
         self._checked: set[int] = set()
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self._blocks: OrderedDict[int, Block] = OrderedDict()
+        # Decoding goes on in another thread, ahead of its use; files and blocks are shared with it.
+        self._reading = Lock()
         self._stale = True
         for path in list_shards(data):
             self.add_shard(path)
@@ -92,6 +96,11 @@ class ShardIndex:
     def shards(self) -> tuple[Path, ...]:
         """The shards, in cache order."""
         return tuple(self._paths)
+
+    @property
+    def groups(self) -> int:
+        """How many row groups there are."""
+        return len(self._group_rows)
 
     @property
     def total_rows(self) -> int:
@@ -120,15 +129,30 @@ class ShardIndex:
 
     def block(self, group: int) -> Block:
         """A decoded row group, by its number over all shards, kept for the next time within the memory bound."""
-        known = self._blocks.pop(group, None)
-        block = known or self.read(group)
-        self._blocks[group] = block
-        while len(self._blocks) > 1 and sum(block.nbytes for block in self._blocks.values()) > self._cache_bytes:
-            self._blocks.popitem(last=False)
-        return block
+        with self._reading:
+            block = self._blocks.pop(group, None) or self._read(group)
+            self._blocks[group] = block
+            while len(self._blocks) > 1 and sum(block.nbytes for block in self._blocks.values()) > self._cache_bytes:
+                self._blocks.popitem(last=False)
+            return block
+
+    def read_ahead(self, groups: Iterable[int]) -> Iterator[Block]:
+        """Decode row groups one after another, none of them kept: while one is worked on, the next is decoded."""
+        with ThreadPoolExecutor(1) as decoder:
+            ahead: deque[Future[Block]] = deque()
+            for group in groups:
+                ahead.append(decoder.submit(self.read, group))
+                if len(ahead) > 1:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
 
     def read(self, group: int) -> Block:
         """Decode a row group, by its number over all shards, without keeping it."""
+        with self._reading:
+            return self._read(group)
+
+    def _read(self, group: int) -> Block:
         shard, local = self._group_home[group]
         path = self._paths[shard]
         if shard not in self._checked:

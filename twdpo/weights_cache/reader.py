@@ -6,20 +6,31 @@ Not for: weights on another tokenizer's tokens, the sink fix or mixing, which ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 
 from twdpo.errors import CacheError, MissingRows
 from twdpo.weights_cache.index import DEFAULT_CACHE_BYTES, ShardIndex
 from twdpo.weights_cache.manifest import DATA, Manifest
 from twdpo.weights_cache.recipe import Recipe
-from twdpo.weights_cache.rows import WeightRow, row_of
-from twdpo.weights_cache.schema import KEY, weights_schema
+from twdpo.weights_cache.rowfile import FOLDER as ROWS_FOLDER
+from twdpo.weights_cache.rowfile import RowFile
+from twdpo.weights_cache.rows import WeightRow, rows_of
+from twdpo.weights_cache.schema import weights_schema
 from twdpo.weights_cache.shards import Block, ShardKind, damaged
+
+#: Hashes of a stream that are looked up together; about a row group.
+_WINDOW = 512
+
+_Part = tuple[Block, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 class WeightsCache:
@@ -39,6 +50,8 @@ class WeightsCache:
         kind = ShardKind(kind="weights", fingerprint=manifest.fingerprint)
         columns = weights_schema(layers, include_text=text and manifest.include_text).names
         self._index = ShardIndex(folder / DATA, kind, columns, cache_bytes=cache_bytes)
+        self._text = text and manifest.include_text
+        self._row_file: RowFile | None = None
 
     @classmethod
     def open(
@@ -85,8 +98,20 @@ class WeightsCache:
         """The row of one pair; raises MissingRows."""
         return self.fetch([example_hash])[0]
 
+    def prepare_shuffled(self, folder: Path | None = None) -> None:
+        """Make `fetch` fast for hashes in any order, by a row file that is made once and found again.
+
+        It lies in `folder`, by default the hidden folder .rows of the cache, and takes about 12 bytes a token and
+        layer. Raises StorageError where it cannot be written.
+        """
+        if self._row_file is None:
+            self._row_file = RowFile.of(folder or self.folder / ROWS_FOLDER, self._index, self.layers, text=self._text)
+
     def fetch(self, hashes: Sequence[str]) -> list[WeightRow]:
-        """The rows of `hashes`, in that order, each row group decoded once; raises MissingRows."""
+        """The rows of `hashes`, in that order; raises MissingRows.
+
+        Each row group is decoded once a call. For hashes in no order, see `prepare_shuffled`.
+        """
         places = self._index.find(hashes)
         missing = int(np.sum(places < 0))
         if missing:
@@ -94,23 +119,42 @@ class WeightsCache:
                 f"{missing} of {len(hashes)} pairs asked for have no weights in {self.folder}; "
                 "run twdpo annotate on the same data set to add them"
             )
-        found: list[WeightRow | None] = [None] * len(hashes)
-        for group, indices, positions in self._index.places(places):
-            block = self._index.block(group)
-            for index, position in zip(indices.tolist(), positions.tolist(), strict=True):
-                found[index] = self._row(block, position, hashes[index])
-        return [row for row in found if row is not None]
+        if self._row_file is None:
+            return [row for row in self._assemble(hashes, self._decode(places), copy=True) if row is not None]
+        rows = list(self._row_file.read(places))
+        for asked, row in zip(hashes, rows, strict=True):
+            self._check(asked, row)
+        return rows
+
+    def join(self, hashes: Iterable[str]) -> Iterator[WeightRow | None]:
+        """The row of each of `hashes`, in their order, or None where there is none; of a stream of any length.
+
+        Made for streams in about the cache's order: row groups are decoded once each, ahead of their use. The rows'
+        arrays are views that cannot be written, and keep a row group alive.
+        """
+        with ThreadPoolExecutor(1) as decoder:
+            ahead: deque[tuple[list[str], Future[list[_Part]]]] = deque()
+            for window in _windows(hashes):
+                ahead.append((window, decoder.submit(self._decode, self._index.find(window))))
+                if len(ahead) > 1:
+                    asked, parts = ahead.popleft()
+                    yield from self._assemble(asked, parts.result(), copy=False)
+            for asked, parts in ahead:
+                yield from self._assemble(asked, parts.result(), copy=False)
 
     def rows(self) -> Iterator[WeightRow]:
         """Every pair's row in cache order; its arrays are views that cannot be written, and keep a row group alive."""
-        for group, _, positions in self._index.places(self._index.first_rows()):
-            block = self._index.read(group)
-            for position in positions.tolist():
-                yield row_of(block, position, self.layers, copy=False)
+        places = [(group, positions) for group, _, positions in self._index.places(self._index.first_rows())]
+        blocks = self._index.read_ahead(group for group, _ in places)
+        for (_, positions), block in zip(places, blocks, strict=True):
+            yield from rows_of(block, positions, self.layers, copy=False)
 
     def close(self) -> None:
         """Close the files held open."""
         self._index.close()
+        if self._row_file is not None:
+            self._row_file.close()
+            self._row_file = None
 
     def __enter__(self) -> Self:
         return self
@@ -118,10 +162,31 @@ class WeightsCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def _row(self, block: Block, position: int, example_hash: str) -> WeightRow:
-        if position >= block.rows or block.value(KEY, position) != example_hash:
-            raise damaged(self.folder / DATA, f"the row of {example_hash} is not where the index has it")
-        return row_of(block, position, self.layers, copy=True)
+    def _decode(self, places: npt.NDArray[np.int64]) -> list[_Part]:
+        """The row groups that hold the rows `places`, each with indices into `places` and positions in the group."""
+        found = np.flatnonzero(places >= 0)
+        return [
+            (self._index.block(group), found[indices], positions)
+            for group, indices, positions in self._index.places(places[found])
+        ]
+
+    def _assemble(self, hashes: Sequence[str], parts: list[_Part], *, copy: bool) -> list[WeightRow | None]:
+        rows: list[WeightRow | None] = [None] * len(hashes)
+        for block, indices, positions in parts:
+            for index, row in zip(indices.tolist(), rows_of(block, positions, self.layers, copy=copy), strict=True):
+                self._check(hashes[index], row)
+                rows[index] = row
+        return rows
+
+    def _check(self, asked: str, row: WeightRow) -> None:
+        if row.example_hash != asked:
+            raise damaged(self.folder / DATA, f"the row of {asked} is not where the index has it")
+
+
+def _windows(hashes: Iterable[str]) -> Iterator[list[str]]:
+    stream = iter(hashes)
+    while window := list(islice(stream, _WINDOW)):
+        yield window
 
 
 def _listed(layers: Sequence[int]) -> str:

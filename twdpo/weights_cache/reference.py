@@ -110,7 +110,7 @@ class ReferenceStore:
         block, position = self._index.block(group), int(positions[0])
         if block.value(KEY, position) != example_hash:
             raise damaged(self.folder / DATA, f"the row of {example_hash} is not where the index has it")
-        return block.entry("chosen_logps", position, copy=True), block.entry("rejected_logps", position, copy=True)
+        return block.entry("chosen_logps", position).copy(), block.entry("rejected_logps", position).copy()
 
     def flush(self) -> None:
         """Write what is buffered as a shard; raises StorageError, and then it stays buffered."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ import pyarrow as pa
 
 from twdpo.preferences.pair import Message, example_hash
 from twdpo.weights_cache.mantissa import round_mantissa
-from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, offset_columns, weights_column
+from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, TEXTS, offset_columns, weights_column
 from twdpo.weights_cache.shards import Block
 
 #: How far a side's mean weight may be from 1: float32 arithmetic needs far less; rounding may add as much again.
@@ -173,22 +175,47 @@ def _messages(prompt: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in prompt]
 
 
-def row_of(block: Block, position: int, layers: Sequence[int], *, copy: bool) -> WeightRow:
-    """Row `position` of a decoded row group; with `copy` its arrays do not keep the row group alive."""
-    texts: dict[str, object] = {}
-    if block.has("prompt"):
-        prompt = block.value("prompt", position)
-        texts = {
-            "prompt": tuple((message["role"], message["content"]) for message in prompt),
-            "chosen_text": block.value("chosen", position),
-            "rejected_text": block.value("rejected", position),
-        }
-    sides = {name: _side_of(block, name, position, layers, copy=copy) for name in SIDES}
-    floats = {name: block.value(name, position) for name in (*FLOATS, "truncated")}
-    return WeightRow(example_hash=block.value(KEY, position), **sides, **floats, **texts)  # type: ignore[arg-type]
+def rows_of(
+    block: Block, positions: npt.NDArray[np.int64], layers: Sequence[int], *, copy: bool
+) -> Iterator[WeightRow]:
+    """The rows at `positions` of a decoded row group; with `copy` their arrays do not keep the row group alive."""
+
+    def column(name: str) -> list[Any]:
+        return block.entries(name, positions, copy=copy)
+
+    columns = [
+        column(KEY),
+        *(_sides_of(name, layers, column) for name in SIDES),
+        *(column(name) for name in FLOATS),
+        column("truncated"),
+        _texts_of(column) if block.has("prompt") else repeat({}, len(positions)),
+    ]
+    for key, chosen, rejected, cr, rc, share_c, share_r, agree_c, agree_r, truncated, texts in zip(
+        *columns, strict=True
+    ):
+        yield WeightRow(
+            example_hash=key,
+            chosen=chosen,
+            rejected=rejected,
+            judge_prob_cr=cr,
+            judge_prob_rc=rc,
+            attention_share_chosen=share_c,
+            attention_share_rejected=share_r,
+            order_agreement_chosen=agree_c,
+            order_agreement_rejected=agree_r,
+            truncated=truncated,
+            **texts,
+        )
 
 
-def _side_of(block: Block, name: str, position: int, layers: Sequence[int], *, copy: bool) -> SideWeights:
-    starts, ends = (block.entry(column, position, copy=copy) for column in offset_columns(name))
-    weights = {layer: block.entry(weights_column(name, layer), position, copy=copy) for layer in layers}
-    return SideWeights(starts=starts, ends=ends, weights=weights)
+def _sides_of(name: str, layers: Sequence[int], column: Callable[[str], list[Any]]) -> Iterator[SideWeights]:
+    starts, ends = (column(each) for each in offset_columns(name))
+    by_layer = zip(*(column(weights_column(name, layer)) for layer in layers), strict=True)
+    for first, last, weights in zip(starts, ends, by_layer, strict=True):
+        yield SideWeights(starts=first, ends=last, weights=dict(zip(layers, weights, strict=True)))
+
+
+def _texts_of(column: Callable[[str], list[Any]]) -> Iterator[dict[str, Any]]:
+    for prompt, chosen, rejected in zip(*(column(name) for name in TEXTS), strict=True):
+        turns = tuple((message["role"], message["content"]) for message in prompt)
+        yield {"prompt": turns, "chosen_text": chosen, "rejected_text": rejected}

@@ -64,10 +64,18 @@ def write_shard(data: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
 def digest_matches(path: Path) -> bool:
     """Whether a shard's bytes are still those that its name was made of; True where its name carries no digest."""
     named = _NAME.fullmatch(path.name)
-    if named is None:
-        return True
+    return named is None or _digest(path) == named[1]
+
+
+def content_digest(path: Path) -> str:
+    """What identifies a shard's content: the digest in its name, else one of its bytes."""
+    named = _NAME.fullmatch(path.name)
+    return named[1] if named else _digest(path)
+
+
+def _digest(path: Path) -> str:
     with reading(path), path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16] == named[1]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def damaged(path: Path, why: str) -> CacheCorrupt:
@@ -148,11 +156,21 @@ class Block:
         """One entry of a column that is no list of numbers."""
         return self._values[column][row]
 
-    def entry(self, column: str, row: int, *, copy: bool) -> npt.NDArray[Any]:
-        """One entry of a list column: a view that cannot be written, or a copy."""
+    def entry(self, column: str, row: int) -> npt.NDArray[Any]:
+        """One entry of a list column, as a view that cannot be written."""
         offsets, values = self._lists[column]
-        found = values[offsets[row] : offsets[row + 1]]
-        return found.copy() if copy else found
+        return values[offsets[row] : offsets[row + 1]]
+
+    def entries(self, column: str, rows: npt.NDArray[np.int64], *, copy: bool) -> list[Any]:
+        """Some entries of a column; those of a list column are views that cannot be written, or copies."""
+        if column in self._values:
+            known = self._values[column]
+            return [known[row] for row in rows.tolist()]
+        offsets, values = self._lists[column]
+        bounds = zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)
+        if copy:
+            return [values[first:last].copy() for first, last in bounds]
+        return [values[first:last] for first, last in bounds]
 
     def lists(self, column: str) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
         """Offsets [rows + 1] and values of a whole list column."""

@@ -193,5 +193,5 @@ def _text_problems(block: Block) -> Iterator[str]:
         if example_hash(prompt, chosen, rejected) != key:
             yield f"the text of {key} has another hash"
         for side, text in zip(SIDES, (chosen, rejected), strict=True):
-            if int(block.entry(offset_columns(side)[1], row, copy=False).max(initial=0)) > len(text):
+            if int(block.entry(offset_columns(side)[1], row).max(initial=0)) > len(text):
                 yield f"{side}: an offset of {key} lies beyond its text"
