@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.weights_cache.samples import LAYERS, RECIPE, SOURCE, TEXT, content, fill, make_row
+from tests.weights_cache.samples import LAYERS, RECIPE, content, fill, make_row
 from twdpo.errors import CacheCorrupt, CacheError, MissingRows
-from twdpo.weights_cache import CacheWriter, SideWeights, WeightRow, WeightsCache, round_mantissa
+from twdpo.weights_cache import CacheWriter, SideWeights, WeightRow, WeightsCache
 from twdpo.weights_cache.shards import list_shards
 
 
@@ -160,39 +157,3 @@ def test_any_rows_come_back(
         for key, row in rows.items():
             assert content(cache.get(key)) == content(row)
         assert len(cache) == len(rows)
-
-
-def test_pandas_reads_the_folder(tmp_path: Path) -> None:
-    pandas = pytest.importorskip("pandas")
-    rows = fill(tmp_path, range(10), text=True)
-    frame = pandas.read_parquet(tmp_path / "data")
-    assert frame["example_hash"].tolist() == [row.example_hash for row in rows]
-    assert frame["chosen_weights_29"][3].tolist() == round_mantissa(rows[3].chosen.weights[29]).tolist()
-    assert frame["chosen_weights_29"][3].dtype == np.float32
-    assert frame["prompt"][3][1] == {"role": "user", "content": TEXT * 2}
-
-
-LOAD = """
-import sys, datasets
-datasets.disable_progress_bars()
-whole = datasets.load_dataset(sys.argv[1])
-stream = datasets.load_dataset(sys.argv[1], split="train", streaming=True)
-print(list(whole), whole["train"].num_rows, whole["train"].column_names[:2])
-print(whole["train"][9]["example_hash"], next(iter(stream))["example_hash"])
-print(sum(whole["train"][9]["rejected_weights_29"]))
-"""
-
-
-def test_datasets_loads_the_folder(tmp_path: Path) -> None:
-    rows = fill(tmp_path / "cache", range(10), text=True)
-    with CacheWriter.open(tmp_path / "cache", RECIPE, dataset=SOURCE, include_text=True) as writer:
-        writer.reject(1, "left out")
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
-    done = subprocess.run(
-        [sys.executable, "-c", LOAD, str(tmp_path / "cache")], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0] == "['train'] 10 ['example_hash', 'chosen_starts']"
-    assert lines[1] == f"{rows[9].example_hash} {rows[0].example_hash}"
-    assert float(lines[2]) == pytest.approx(len(rows[9].rejected), rel=2**-12)

@@ -120,11 +120,12 @@ class ShardIndex:
         """The row of each hash, counted over all shards; -1 where there is none."""
         self._sort()
         found = np.full(len(hashes), -1, dtype=np.int64)
-        well_formed = [position for position, text in enumerate(hashes) if len(text) == 32 and text.isascii()]
-        asked = np.frombuffer("".join(hashes[position] for position in well_formed).encode(), dtype=np.uint8)
-        hexadecimal = np.all(_NIBBLES[asked.reshape(-1, 32)] != 255, axis=1)
-        keys = pack_hashes(asked.reshape(-1, 32)[hexadecimal].tobytes())
-        found[np.array(well_formed, dtype=np.int64)[hexadecimal]] = self._find_keys(keys)
+        well_formed = np.flatnonzero(np.fromiter(map(len, hashes), dtype=np.int64, count=len(hashes)) == 32)
+        # What is not ASCII becomes a question mark, which is no digit either.
+        digits = "".join([hashes[position] for position in well_formed.tolist()]).encode("ascii", "replace")
+        asked = np.frombuffer(digits, dtype=np.uint8).reshape(-1, 32)
+        hexadecimal = np.all(_NIBBLES[asked] != 255, axis=1)
+        found[well_formed[hexadecimal]] = self._find_keys(pack_hashes(asked[hexadecimal].tobytes()))
         return found
 
     def block(self, group: int) -> Block:

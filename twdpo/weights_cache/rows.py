@@ -210,8 +210,13 @@ def rows_of(
 
 def _sides_of(name: str, layers: Sequence[int], column: Callable[[str], list[Any]]) -> Iterator[SideWeights]:
     starts, ends = (column(each) for each in offset_columns(name))
-    by_layer = zip(*(column(weights_column(name, layer)) for layer in layers), strict=True)
-    for first, last, weights in zip(starts, ends, by_layer, strict=True):
+    by_layer = [column(weights_column(name, layer)) for layer in layers]
+    if len(layers) == 1:
+        # The common case of training, worth a tenth of the time of reading.
+        for first, last, alone in zip(starts, ends, by_layer[0], strict=True):
+            yield SideWeights(starts=first, ends=last, weights={layers[0]: alone})
+        return
+    for first, last, weights in zip(starts, ends, zip(*by_layer, strict=True), strict=True):
         yield SideWeights(starts=first, ends=last, weights=dict(zip(layers, weights, strict=True)))
 
 

@@ -146,6 +146,8 @@ class Block:
                 raise ValueError(f"column {name} has empty entries")
             if _is_number_list(column.type):
                 self._lists[name] = (column.offsets.to_numpy(), column.values.to_numpy())
+            elif pa.types.is_floating(column.type):
+                self._values[name] = column.to_numpy().tolist()
             else:
                 self._values[name] = column.to_pylist()
 
