@@ -157,6 +157,22 @@ def test_a_folder_that_cannot_be_written_is_one_line(folder: Path, monkeypatch: 
         assert content(cache.get(HASHES[1])) == content(make_row(1, text=True))
 
 
+def test_it_is_made_where_the_order_asks_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "cache", range(200), shard_rows=10)
+    ordered = [make_row(number).example_hash for number in range(220)]
+    shuffled = [ordered[number] for number in np.random.default_rng(3).permutation(220)]
+    with WeightsCache.open(tmp_path / "cache") as cache:
+        assert not cache.prepare_for(ordered, 20)
+        assert not cache.prepare_for([], 20)
+        assert not cache.prepare_for(shuffled[:30], 20)
+        with monkeypatch.context() as full:
+            full.setattr(os, "write", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+            assert not cache.prepare_for(shuffled, 20)
+        assert cache.prepare_for(shuffled, 20)
+        known = [key for key in shuffled if key in cache]
+        assert [row.example_hash for row in cache.fetch(known)] == known
+
+
 def test_it_may_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     with WeightsCache.open(folder) as cache:
         cache.prepare_shuffled(tmp_path / "scratch" / "rows")

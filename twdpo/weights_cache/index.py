@@ -163,10 +163,14 @@ class ShardIndex:
             self._checked.add(shard)
         return read_block(self._file(shard), path, local, self._columns)
 
+    def groups_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The row group, by its number over all shards, of each of `rows`."""
+        self._sort()
+        return np.searchsorted(self._group_starts, rows, side="right") - 1
+
     def places(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
         """The row groups that hold `rows`: group, indices into `rows`, and the rows' positions in the group."""
-        self._sort()
-        groups = np.searchsorted(self._group_starts, rows, side="right") - 1
+        groups = self.groups_of(rows)
         order = np.argsort(groups, kind="stable")
         for indices in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
             if len(indices):

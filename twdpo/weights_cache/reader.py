@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +18,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from twdpo.errors import CacheError, MissingRows
+from twdpo.errors import CacheError, MissingRows, StorageError
 from twdpo.weights_cache.index import DEFAULT_CACHE_BYTES, ShardIndex
 from twdpo.weights_cache.manifest import DATA, Manifest
 from twdpo.weights_cache.recipe import Recipe
@@ -29,6 +30,10 @@ from twdpo.weights_cache.shards import Block, ShardKind, damaged
 
 #: Hashes of a stream that are looked up together; about a row group.
 _WINDOW = 512
+
+#: From here on a row file is worth its making, which decodes every group once and writes it out.
+_MANY_GROUPS = 16
+_TIMES_DECODED = 4
 
 _Part = tuple[Block, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -106,6 +111,21 @@ class WeightsCache:
         """
         if self._row_file is None:
             self._row_file = RowFile.of(folder or self.folder / ROWS_FOLDER, self._index, self.layers, text=self._text)
+
+    def prepare_for(self, hashes: Sequence[str], window: int) -> bool:
+        """Prepare for `fetch` of `hashes` in this order, `window` at a time; returns whether there is a row file now.
+
+        One is made where each row group would be decoded many times over. Where it cannot be written, `fetch` goes on
+        without one.
+        """
+        places = self._index.find(hashes)
+        groups = self._index.groups_of(places[places >= 0])
+        windows = np.arange(len(groups)) // window
+        decoded = len(np.unique(windows * (self._index.groups + 1) + groups))
+        if self._index.groups >= _MANY_GROUPS and decoded > _TIMES_DECODED * self._index.groups:
+            with suppress(StorageError):
+                self.prepare_shuffled()
+        return self._row_file is not None
 
     def fetch(self, hashes: Sequence[str]) -> list[WeightRow]:
         """The rows of `hashes`, in that order; raises MissingRows.

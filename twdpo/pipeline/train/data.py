@@ -122,6 +122,7 @@ def join(config: TrainConfig, cache: WeightsCache, renderer: Renderer, progress:
     survey = _survey(config, cache, parts)
     _settle_missing(config, cache, survey)
     _hold_out(config, survey)
+    cache.prepare_for(survey.hashes, _WINDOW)
     examples = _Joiner(cache, renderer, rules, survey).run(_rows(config, cache, parts), progress)
     progress.finish("pairs")
     if not examples.train:
