@@ -27,6 +27,7 @@ FORBIDDEN = {
     ),
     "pipeline/annotate": ("twdpo.pipeline.train", "twdpo.inspect", "twdpo.cli"),
     "pipeline/train": ("twdpo.pipeline.annotate", "twdpo.inspect", "twdpo.cli"),
+    "pipeline/importing": ("twdpo.pipeline.annotate", "twdpo.pipeline.train", "twdpo.inspect", "twdpo.cli"),
     "inspect": ("twdpo.pipeline", "twdpo.cli", "torch", "transformers"),
 }
 

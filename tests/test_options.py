@@ -9,6 +9,7 @@ from typing import Any
 import typer
 from typer.testing import CliRunner
 
+from twdpo.errors import UsageError
 from twdpo.options import configured
 
 
@@ -45,6 +46,25 @@ def test_defaults_types_and_parsers() -> None:
     assert run("--name", "a", "--many", "4", "--share", "1e-3", "--no-fast", "--loud", "--extra", "x") == Settings(
         name="a", many=4, share=0.001, fast=False, loud=True, extra={"text": "x"}
     )
+
+
+def test_fields_given_by_their_place(tmp_path: Path) -> None:
+    placed = typer.Typer(rich_markup_mode=None)
+
+    @placed.command()
+    @configured(Settings, HELP, {"extra": lambda text: {"text": text}}, positional=("name",))
+    def place(config: Settings) -> None:
+        """Takes a name by its place."""
+        seen.append(config)
+
+    assert CliRunner().invoke(placed, ["a", "--many", "2"]).exit_code == 0
+    assert seen.pop() == Settings(name="a", many=2)
+    (tmp_path / "c.yaml").write_text("name: file\n")
+    assert CliRunner().invoke(placed, ["--config", str(tmp_path / "c.yaml")]).exit_code == 0
+    assert seen.pop() == Settings(name="file")
+    error = CliRunner().invoke(placed, []).exception
+    assert isinstance(error, UsageError)
+    assert str(error).startswith("NAME is missing; ")
 
 
 def test_flags_can_undo_what_the_file_says(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +18,13 @@ from twdpo.errors import UsageError
 Config = TypeVar("Config")
 
 
-def resolve(kind: type[Config], file: str | None, flags: Mapping[str, Any]) -> Config:
+def resolve(
+    kind: type[Config], file: str | None, flags: Mapping[str, Any], *, positional: Collection[str] = ()
+) -> Config:
     """A `kind` (a dataclass) from its defaults, the YAML `file`, and the `flags` that are not None, which win.
 
-    Keys may be written with dashes or underscores. Raises UsageError naming the file and key.
+    Keys may be written with dashes or underscores; fields in `positional` are given without a flag. Raises UsageError
+    naming the file and key.
     """
     values = _read(kind, file) if file else {}
     values |= {name: value for name, value in flags.items() if value is not None}
@@ -31,7 +34,7 @@ def resolve(kind: type[Config], file: str | None, flags: Mapping[str, Any]) -> C
         missing = [f.name for f in fields(kind) if f.name not in values and f"'{f.name}'" in str(error)]  # type: ignore[arg-type]
         if not missing:
             raise
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        names = ", ".join(name.upper() if name in positional else f"--{name.replace('_', '-')}" for name in missing)
         raise UsageError(f"{names} is missing; give it on the command line or in --config") from None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, Field, fields
 from typing import Annotated, Any, TypeVar
 
@@ -22,22 +22,28 @@ _FILE_HELP = "YAML file with these options (dashes or underscores); flags win ov
 
 
 def configured(
-    kind: type[Config], help_texts: Mapping[str, str], parse: Mapping[str, Callable[[str], Any]] | None = None
+    kind: type[Config],
+    help_texts: Mapping[str, str],
+    parse: Mapping[str, Callable[[str], Any]] | None = None,
+    positional: Collection[str] = (),
 ) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
     """Make a command of a function of one configuration: each field of `kind` becomes an option, and --config FILE.
 
-    parse: field → what turns the option's text into the field's value, for fields that are no plain type.
+    parse: field → what turns the option's text into the field's value, for fields that are no plain type. positional:
+    fields that are given by their place, without a flag.
     """
     parse = parse or {}
 
     def decorate(function: Callable[[Config], None]) -> Callable[..., None]:
         def command(config: str | None = None, **flags: Any) -> None:
             given = {name: parse[name](v) if name in parse and v is not None else v for name, v in flags.items()}
-            function(resolve(kind, config, given))
+            function(resolve(kind, config, given, positional=positional))
 
         hints = typing.get_type_hints(kind)
         parameters = [
-            _parameter(field, str if field.name in parse else hints[field.name], help_texts[field.name])
+            _argument(field, help_texts[field.name])
+            if field.name in positional
+            else _parameter(field, str if field.name in parse else hints[field.name], help_texts[field.name])
             for field in fields(kind)  # type: ignore[arg-type]
         ]
         file = Annotated[str | None, typer.Option("--config", metavar="FILE", help=_FILE_HELP)]
@@ -48,6 +54,15 @@ def configured(
         return command
 
     return decorate
+
+
+def _argument(field: Field[Any], help_text: str) -> inspect.Parameter:
+    """A field that is given by its place; its default is None, as an option's."""
+    shown = "" if field.default is MISSING else f"  [default: {_show(field.default)}]"
+    argument = typer.Argument(metavar=field.name.upper(), help=help_text + shown, show_default=False)
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, argument]
+    )
 
 
 def _parameter(field: Field[Any], hint: Any, help_text: str) -> inspect.Parameter:

@@ -6,12 +6,16 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from twdpo.errors import DataError, UsageError
 from twdpo.preferences import Pair, Reject, load, resolve
+from twdpo.preferences.hub import quiet
 
 GOOD = {"prompt": "q", "chosen": "a", "rejected": "b"}
 BAD = {"prompt": "q", "chosen": "a", "rejected": "a"}
@@ -39,6 +43,33 @@ def test_rows_past_the_limit_are_not_looked_at(tmp_path: Path) -> None:
     next(stream)
     with pytest.raises(DataError, match="line 2"):
         next(stream)
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.parquet", "saved"])
+def test_rows_come_with_the_columns_that_are_asked_for(tmp_path: Path, name: str) -> None:
+    rows: list[dict[str, object]] = [GOOD | {"weights": [0.5, 0.5], "other": 1}, BAD | {"weights": [1.0], "other": 2}]
+    if name == "saved":
+        with quiet():
+            datasets.Dataset.from_list(rows).save_to_disk(tmp_path / name)
+    elif name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    else:
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    stream = load(resolve(str(tmp_path / name)))
+    assert stream.columns == ("prompt", "chosen", "rejected", "weights", "other")
+    found = list(stream.with_rows(("weights", "not there")))
+    assert [row["weights"] for row, _ in found] == [[0.5, 0.5], [1.0]]
+    assert [item for _, item in found] == list(stream)
+    if not name.endswith(".jsonl"):  # where leaving columns out saves decoding them
+        assert not any("other" in row for row, _ in found)
+        assert not any("weights" in row for row, _ in stream.with_rows())
+
+
+def test_a_column_that_one_file_of_a_folder_lacks(tmp_path: Path) -> None:
+    for number, row in enumerate((GOOD | {"weights": [1.0]}, GOOD)):
+        pq.write_table(pa.Table.from_pylist([row]), tmp_path / f"train-0000{number}-of-00002.parquet")
+    stream = load(resolve(str(tmp_path)), limit=2)
+    assert [row.get("weights") for row, _ in stream.with_rows(["weights"])] == [[1.0], None]
 
 
 @pytest.mark.parametrize("limit", [0, -1])

@@ -69,7 +69,12 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     """The tokenizer of a model. Raises ModelError or HubUnavailable."""
     from transformers import AutoTokenizer
 
-    folder, _, arguments = _locate(name, revision, trust_remote_code)
+    path = Path(name).expanduser()
+    if (path / "tokenizer_config.json").is_file() and not (path / "config.json").is_file():
+        # A tokenizer alone is enough here.
+        folder, arguments = str(path), {"trust_remote_code": trust_remote_code}
+    else:
+        folder, _, arguments = _locate(name, revision, trust_remote_code)
     with _loading(name, "tokenizer"):
         return AutoTokenizer.from_pretrained(folder, **arguments)
 

@@ -6,7 +6,7 @@ Not for: the readers themselves (`tables.py`, `json_files.py`), or the hub (`hub
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from importlib import resources
 from itertools import chain
 from pathlib import Path
@@ -43,8 +43,9 @@ class FileRows(Rows):
         counts = [file.count() for file in self.files]
         return None if None in counts else sum(count for count in counts if count is not None)
 
-    def __iter__(self) -> Iterator[Row]:
-        return chain.from_iterable(self.files)
+    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+        """The rows of each file in turn."""
+        return chain.from_iterable(file.read(extra) for file in self.files)
 
 
 def open_path(path: Path, split: str | None) -> tuple[Rows, str]:

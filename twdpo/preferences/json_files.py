@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Collection, Generator, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -39,7 +39,8 @@ class JsonRows(Rows):
         with readable(self.path), _open(self.path) as file:
             return sum(1 for line in file if line.strip(_BLANK))
 
-    def __iter__(self) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+        """The rows, all keys."""
         # A key that a row leaves out is a value that is missing, not another format.
         missing = dict.fromkeys(self.columns or ())
         for row in self._objects():

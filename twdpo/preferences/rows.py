@@ -6,7 +6,7 @@ Not for: making pairs of rows (`formats.py`).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,11 @@ class Rows(ABC):
         """How many rows there are; None where only reading them all would tell."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[Row]: ...
+    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+        """The rows, with the columns that make pairs and those named in `extra`; it may be more, where that is free."""
+
+    def __iter__(self) -> Iterator[Row]:
+        return self.read()
 
 
 class MemoryRows(Rows):
@@ -45,7 +49,8 @@ class MemoryRows(Rows):
         """How many rows there are."""
         return len(self._rows)
 
-    def __iter__(self) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+        """The rows, all columns."""
         return iter(self._rows)
 
 

@@ -19,7 +19,7 @@ from twdpo.preferences.pair import Pair
 from twdpo.preferences.sources import Source
 
 if TYPE_CHECKING:
-    from twdpo.preferences.rows import Rows
+    from twdpo.preferences.rows import Row, Rows
 
 
 class PairStream:
@@ -35,8 +35,20 @@ class PairStream:
         self._limit = limit
 
     def __iter__(self) -> Iterator[Pair | Reject]:
-        for index, row in enumerate(islice(self._rows, self._limit)):
-            yield parse_row(row, index)
+        return (item for _, item in self.with_rows())
+
+    def with_rows(self, extra: Collection[str] = ()) -> Iterator[tuple[Row, Pair | Reject]]:
+        """Every pair or reject with the row that it was made of, in which the columns named in `extra` are there too.
+
+        A column that a file does not have is left out of its rows.
+        """
+        for index, row in enumerate(islice(self._rows.read(extra), self._limit)):
+            yield row, parse_row(row, index)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of all columns (of the first row, where rows may differ), also of those that are not read."""
+        return self._rows.columns or ()
 
     @cached_property
     def total(self) -> int | None:

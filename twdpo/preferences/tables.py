@@ -7,7 +7,7 @@ Not for: JSON (`json_files.py`), or finding the files of a folder (`files.py`).
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,17 +29,17 @@ class TableRows(Rows):
             self.schema = self._read_schema()
             self._decode = _decoder(self.schema)
         self.columns: tuple[str, ...] | None = tuple(self.schema.names)
-        self.used = [name for name in self.schema.names if name in COLUMNS]
 
     @abstractmethod
     def _read_schema(self) -> pa.Schema: ...
 
     @abstractmethod
-    def _batches(self) -> Iterator[pa.RecordBatch]:
-        """Batches of the used columns."""
+    def _batches(self, used: list[str]) -> Iterator[pa.RecordBatch]:
+        """Batches of the columns `used`."""
 
-    def __iter__(self) -> Iterator[Row]:
-        batches = self._batches()
+    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+        """The rows, with the columns that make pairs and those named in `extra`."""
+        batches = self._batches(_used(self.schema.names, extra))
         while True:
             with readable(self.path):
                 batch = next(batches, None)
@@ -64,12 +64,12 @@ class ParquetRows(TableRows):
         with readable(self.path):
             return int(pq.read_metadata(self.path).num_rows)
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def _batches(self, used: list[str]) -> Iterator[pa.RecordBatch]:
         import pyarrow.parquet as pq
 
         # No reading ahead: one huge row group would come into memory whole.
         with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
-            yield from file.iter_batches(batch_size=BATCH, columns=self.used)
+            yield from file.iter_batches(batch_size=BATCH, columns=used)
 
 
 class ArrowRows(TableRows):
@@ -84,10 +84,10 @@ class ArrowRows(TableRows):
         with readable(self.path):
             return sum(batch.num_rows for batch in self._stored())
 
-    def _batches(self) -> Iterator[pa.RecordBatch]:
+    def _batches(self, used: list[str]) -> Iterator[pa.RecordBatch]:
         for stored in self._stored():
-            used = stored.select(self.used)
-            yield from (used.slice(start, BATCH) for start in range(0, stored.num_rows, BATCH))
+            selected = stored.select(used)
+            yield from (selected.slice(start, BATCH) for start in range(0, stored.num_rows, BATCH))
 
     def _stored(self) -> Iterator[pa.RecordBatch]:
         with self._open() as reader:
@@ -112,21 +112,27 @@ class DatasetRows(Rows):
     def __init__(self, dataset: datasets.Dataset, where: str) -> None:
         self.columns: tuple[str, ...] | None = tuple(dataset.column_names)
         self.where = where
-        self.used = [name for name in dataset.column_names if name in COLUMNS]
         self.dataset = dataset
 
     def count(self) -> int:
         """The number of rows."""
         return len(self.dataset)
 
-    def __iter__(self) -> Iterator[Row]:
-        batches = iter(self.dataset.select_columns(self.used).with_format(None).iter(batch_size=BATCH))
+    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+        """The rows, with the columns that make pairs and those named in `extra`."""
+        used = _used(self.dataset.column_names, extra)
+        batches = iter(self.dataset.select_columns(used).with_format(None).iter(batch_size=BATCH))
         while True:
             with readable(self.where):
                 batch = next(batches, None)
             if batch is None:
                 return
             yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _used(names: Iterable[str], extra: Collection[str]) -> list[str]:
+    """The columns to decode: those that make pairs, and `extra`."""
+    return [name for name in names if name in COLUMNS or name in extra]
 
 
 def _decoder(schema: pa.Schema) -> Callable[[Row], Row]:

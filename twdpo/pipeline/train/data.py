@@ -27,7 +27,7 @@ from twdpo.weights_cache import SideWeights, WeightRow, WeightsCache, read_rejec
 _WINDOW = 256
 
 _NOT_ANNOTATED = "not among the pairs that were annotated"
-_LEFT_OUT = "left out by twdpo annotate (see rejects.jsonl of the cache)"
+_LEFT_OUT = "left out of the cache (see its rejects.jsonl)"
 _DROPPED = "no weights in the cache (--missing drop)"
 
 

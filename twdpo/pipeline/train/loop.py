@@ -53,6 +53,8 @@ def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
         model=config.model or manifest.defaults.get("policy_model") or manifest.recipe.judge_model,
         dtype=resolve_dtype(config.dtype, pick_device(config.device)),
     )
+    if not config.model:
+        raise UsageError(f"--model is missing: {config.weights} names no judge that could be trained instead")
     layers = parse_attn_source(config.attn_source, manifest.recipe.layers)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
     checkpoint = claim(config) if accelerator.is_main_process else None
