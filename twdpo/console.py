@@ -5,17 +5,22 @@ Progress goes to stderr, results to stdout, so that a pipe gets results alone.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TaskID,
     TextColumn,
@@ -27,9 +32,13 @@ from rich.table import Table
 from twdpo.pipeline.train.progress import TrainProgress
 
 if TYPE_CHECKING:
-    from twdpo.inspect.statistics import CacheSummary
     from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
+    from twdpo.pipeline.importing import ImportResult
     from twdpo.pipeline.train.result import TrainResult
+    from twdpo.weights_cache.compaction import CompactResult
+    from twdpo.weights_cache.pulling import PullResult
+    from twdpo.weights_cache.sharing import PushResult
+    from twdpo.weights_cache.statistics import CacheSummary
 
 #: Rows between two lines of progress where stderr is no terminal (a log file).
 _LOG_SECONDS = 30.0
@@ -111,6 +120,21 @@ def train_progress() -> Iterator[TrainProgress]:
         return
     with progress_bar(console) as bar:
         yield _TrainBars(bar)
+
+
+@contextmanager
+def counting(description: str, unit: str) -> Iterator[Callable[[int, int | None], None]]:
+    """Show something that is counted, as done and total, while the block lasts: a bar on a terminal, else nothing."""
+    console = stderr()
+    if not console.is_terminal:
+        yield lambda _done, _total: None
+        return
+    count: ProgressColumn = DownloadColumn() if unit == "bytes" else MofNCompleteColumn()
+    label = description if unit == "bytes" else f"{description} {unit}"
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), count, TimeRemainingColumn())
+    with Progress(SpinnerColumn(), *columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 _TASKS = {"pairs": "reading pairs", "reference": "reference log-probs", "evaluation": "evaluating"}
@@ -240,18 +264,82 @@ def train_rows(result: TrainResult) -> dict[str, Any]:
     return rows
 
 
+def import_rows(result: ImportResult) -> dict[str, Any]:
+    """The summary of an import."""
+    counts = result.counts
+    rows: dict[str, Any] = {
+        "pairs seen": f"{counts.seen:,}",
+        "imported now": f"{counts.written:,}" + (f" ({counts.truncated:,} truncated)" if counts.truncated else ""),
+    }
+    for name in ("cached", "duplicates", "rejected"):
+        if value := getattr(counts, name):
+            rows[{"cached": "in the cache before"}.get(name, name)] = f"{value:,}"
+    for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])[:5]:
+        rows[f"  {count:,} ×"] = reason
+    rows["format"] = result.format
+    rows["layers"] = ", ".join(map(str, result.layers))
+    rows["cache"] = f"{result.out}/"
+    return rows
+
+
+def compact_rows(result: CompactResult) -> dict[str, Any]:
+    """The summary of a compaction."""
+    return {
+        "shards": f"{result.shards_before:,} → {result.shards_after:,}",
+        "rows": f"{result.rows:,}"
+        + (f" ({result.duplicates:,} duplicates dropped)" if result.duplicates else ", no duplicates"),
+        "size": f"{decimal(result.bytes_before)} → {decimal(result.bytes_after)}",
+    }
+
+
+def push_rows(result: PushResult) -> dict[str, Any]:
+    """The summary of an upload."""
+    rows: dict[str, Any] = {
+        "sent": f"{result.files:,} files, {decimal(result.bytes)}" if result.files else "nothing: it was all there",
+    }
+    if result.deleted:
+        rows["deleted there"] = f"{result.deleted:,} shards that the cache has no more"
+    if result.card_kept:
+        rows["card"] = "left as its owner wrote it"
+    rows["commit"] = result.commit
+    rows["data set"] = result.url
+    return rows
+
+
+def pull_rows(result: PullResult) -> dict[str, Any]:
+    """The summary of a download."""
+    rows: dict[str, Any] = {"fetched": f"{result.files:,} files, {decimal(result.bytes)}, all sound"}
+    if result.left_out:
+        rows["left there"] = f"{result.left_out:,} files that are no part of a cache"
+    rows["commit"] = result.commit
+    rows["cache"] = f"{result.folder}/"
+    return rows
+
+
 def summary_rows(summary: CacheSummary) -> dict[str, Any]:
-    """The summary of a cache."""
+    """The summary of a cache; a figure that its weight source does not have is a dash."""
+
+    def show(value: float, form: str) -> str:
+        return "–" if math.isnan(value) else format(value, form)
+
     return {
         "pairs": f"{summary.pairs:,}",
         "judged tokens": f"{summary.tokens:,}",
         "truncated": f"{summary.truncated:,}",
         "layer": summary.layer,
-        "judge prefers chosen": f"{summary.judge_accuracy:.1%} (chosen first {summary.judge_accuracy_cr:.1%}, "
-        f"rejected first {summary.judge_accuracy_rc:.1%})",
-        "position bias to A": f"{summary.position_bias:+.3f}",
-        "orders agree": f"{summary.order_agreement:.1%} of the weight",
+        "judge prefers chosen": f"{show(summary.judge_accuracy, '.1%')} (chosen first "
+        f"{show(summary.judge_accuracy_cr, '.1%')}, rejected first {show(summary.judge_accuracy_rc, '.1%')})",
+        "position bias to A": show(summary.position_bias, "+.3f"),
+        "orders agree": f"{show(summary.order_agreement, '.1%')} of the weight",
         "effective tokens": f"{summary.effective_share:.1%} of the length",
         "first token": f"weight {summary.first_weight:.2f}, after the sink fix {summary.first_weight_fixed:.2f}",
         "weight by tenth": " ".join(f"{value:.2f}" for value in summary.deciles),
+    }
+
+
+def summary_json(summary: CacheSummary) -> dict[str, Any]:
+    """The same for machines: what is not there is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(summary).items()
     }

@@ -133,7 +133,7 @@ def _sum(first: AnnotateProgress, second: AnnotateProgress, total: int) -> Annot
 
 def _look(cache: Path, console: Console) -> None:
     from twdpo.inspect.examples import example_view, find_example
-    from twdpo.inspect.statistics import summarize
+    from twdpo.weights_cache.statistics import summarize
 
     pairs = _demo_pairs()
     with WeightsCache.open(cache) as opened:

@@ -1,1 +1,1 @@
-"""Looking at a cache: figures over all of it (`statistics`) and single pairs in the terminal (`terminal`)."""
+"""Looking at a cache: single pairs in the terminal. Figures over all of it: `twdpo.weights_cache.statistics`."""

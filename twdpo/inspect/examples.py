@@ -6,18 +6,23 @@ Not for: how it is drawn (`terminal.py`).
 from __future__ import annotations
 
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from rich.console import RenderableType
 
 from twdpo.errors import CacheError, DataError, UsageError
-from twdpo.inspect.statistics import effective_tokens
 from twdpo.inspect.terminal import legend, pair_view, shaded_text, visible
 from twdpo.preferences import Message, Pair, load, resolve
 from twdpo.weights_cache import WeightRow, WeightsCache
+from twdpo.weights_cache.card import fits
+from twdpo.weights_cache.statistics import effective_tokens
 
+#: Rows of a data set looked at for a pair to draw.
+_LOOKED_AT = 4096
 #: Heaviest tokens named under an answer.
 _HEAVIEST = 5
 
@@ -52,6 +57,26 @@ def find_example(cache: WeightsCache, which: str, *, dataset: str | None = None)
             if dataset:
                 raise
     return Example(row=row, pair=None)
+
+
+def card_example(folder: Path) -> Pair | None:
+    """A pair to draw on the card of a cache that holds no texts, out of the data sets that its manifest names.
+
+    One whose answers the picture shows whole, if there is one near the beginning. None where the cache has its own
+    texts, or none can be found.
+    """
+    first: Pair | None = None
+    with WeightsCache.open(folder, text=False) as cache:
+        if cache.manifest.include_text:
+            return None
+        for source in cache.manifest.sources:
+            with suppress(DataError, KeyError):
+                for item in islice(load(resolve(source["name"], source.get("split"))), _LOOKED_AT):
+                    if isinstance(item, Pair) and item.example_hash in cache:
+                        if fits(item):
+                            return item
+                        first = first or item
+    return first
 
 
 def _find_row(cache: WeightsCache, which: str) -> WeightRow:

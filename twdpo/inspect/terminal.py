@@ -1,12 +1,10 @@
 """A pair in the terminal: both answers side by side, every token shaded by its weight.
 
 Text comes from data sets, so nothing in it may steer the terminal: control and direction characters are shown by
-name. Not for: figures over a whole cache (`statistics.py`).
+name. Not for: figures over a whole cache (`twdpo.weights_cache.statistics`).
 """
 
 from __future__ import annotations
-
-import unicodedata
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +12,8 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
+
+from twdpo.weights_cache.picture import visible
 
 #: Weight from which each shade starts, its style, and the marks that stand for it where there is no colour.
 #: Dark text on a light ground in each, so that they read alike on dark and light terminals.
@@ -24,22 +24,6 @@ SHADES = (
     (3.0, "black on #ffb347", ("«", "»")),
     (6.0, "bold black on #ff7f3f", ("⟪", "⟫")),
 )
-
-#: Characters that turn or hide text; category Cf holds them and a few that are harmless.
-_HARMLESS_FORMAT = {"\u200c", "\u200d"}
-
-
-def visible(text: str) -> str:
-    """`text` with control, direction and unassigned characters as ⟨U+XXXX⟩; line feeds and tabs stay."""
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if character in "\n\t" or character in _HARMLESS_FORMAT:
-        return character
-    if unicodedata.category(character) in {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}:
-        return f"⟨U+{ord(character):04X}⟩"
-    return character
 
 
 def shade(weight: float) -> int:

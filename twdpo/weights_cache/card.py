@@ -1,121 +1,132 @@
 """README.md of a cache: a data-set card whose header lets `datasets.load_dataset(folder)` find the shards.
 
-Rewritten with every run as long as its marker line is there. Not for: publishing, which needs more of a card.
+Every run writes it with counts alone, which is cheap; publishing writes it with figures over all rows and a picture.
+Either way only as long as its marker line is there. Not for: the words and tables of the card (`card_text.py`), or
+drawing (`picture.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from twdpo.preferences.pair import Message, Pair
+from twdpo.weights_cache.card_text import MARKER, CardFacts, render_card
 from twdpo.weights_cache.durable import write_file
 from twdpo.weights_cache.manifest import CARD, Manifest
-from twdpo.weights_cache.recipe import Recipe
+from twdpo.weights_cache.picture import draw_pair
+from twdpo.weights_cache.reader import WeightsCache
+from twdpo.weights_cache.rejects import read_rejects
+from twdpo.weights_cache.rows import WeightRow
+from twdpo.weights_cache.statistics import summarize
 
-MARKER = "<!-- Written by twdpo at every run. Delete this line to keep your own text. -->"
+PICTURE = "example.svg"
 
-_CARD = """\
----
-configs:
-- config_name: default
-  data_files:
-  - split: train
-    path: data/*.parquet
-tags:
-- preference
-- dpo
-- token-weights
-- twdpo
----
-{marker}
-
-# Token weights for preference pairs
-
-For each pair the weight of every token of both answers, to train with token-weighted DPO. The weights belong to the
-characters of the answers, not to one tokenizer.
-
-{counts}
-
-## Loading
-
-```python
-from datasets import load_dataset
-
-weights = load_dataset({folder}, split="train")
-```
-
-With twdpo, joined with the pairs: `twdpo train --weights {folder_plain}`.
-
-`example_hash` is the first 32 hex digits of SHA-256 over the canonical JSON of prompt, chosen and rejected.
-`chosen_starts` and `chosen_ends` are the characters that each token covers, `chosen_weights_L` its weight from layer L
-(mean 1), and so for `rejected`. Layers stored: {layers}.
-
-## Recipe
-
-Fingerprint `{fingerprint}`.
-
-| field | value |
-|---|---|
-{recipe}
-
-## Source data
-
-| name | location | config | split | revision | licence |
-|---|---|---|---|---|---|
-{sources}
-"""
+#: Answers of so many characters fill the picture without being cut.
+_FITTING = range(80, 700)
+#: Rows looked at for such a pair.
+_LOOKED_AT = 512
 
 
 def write_card(folder: Path, manifest: Manifest) -> bool:
-    """Write the card of the cache in `folder`, unless a person took it over; raises StorageError."""
-    path = folder / CARD
-    if path.exists() and MARKER not in path.read_text("utf-8", "replace"):
+    """Write the card of the cache in `folder` with its counts; False where a person took it over.
+
+    Raises StorageError.
+    """
+    facts = CardFacts(
+        name=folder.absolute().name,
+        manifest=manifest,
+        pairs=manifest.counts.get("pairs"),
+        truncated=manifest.counts.get("truncated", 0),
+        rejected=manifest.counts.get("rejected", 0),
+    )
+    return _write(folder, facts)
+
+
+def write_full_card(
+    folder: Path | str, *, repository: str | None = None, licence: str | None = None, example: Pair | None = None
+) -> bool:
+    """Write the card of the cache in `folder` with figures over all its rows, and the picture of one pair beside it.
+
+    `repository`: the hub data set that the card says how to load; None for the folder. `licence`: that of the weights,
+    in place of the source data's. `example`: the pair to draw; None for the first that fits, out of a cache that holds
+    texts. Where there is none to draw, a picture drawn before stays. False where a person took the card over: then
+    nothing is written but the picture of an `example`.
+
+    Raises CacheError (no cache, no pairs, or no weights for `example`), CacheCorrupt or StorageError.
+    """
+    folder = Path(folder)
+    is_ours = _is_ours(folder)
+    if is_ours or example is not None:
+        drawn = _draw_example(folder, example)
+        if drawn is not None:
+            write_file(folder / PICTURE, drawn.encode())
+    if not is_ours:
         return False
-    write_file(path, render_card(folder.absolute().name, manifest).encode("utf-8", "replace"))
+    # One layer is summed, but the manifest has to be read to know which is the deepest.
+    with WeightsCache.open(folder, layers=Manifest.load(folder).recipe.layers[-1:], text=False) as cache:
+        manifest, summary = cache.manifest, summarize(cache)
+    facts = CardFacts(
+        name=repository or folder.absolute().name,
+        manifest=manifest,
+        pairs=summary.pairs,
+        truncated=summary.truncated,
+        rejected=len(read_rejects(folder)),
+        summary=summary,
+        is_repository=repository is not None,
+        licence=licence,
+    )
+    return _write(folder, facts)
+
+
+def _write(folder: Path, facts: CardFacts) -> bool:
+    if not _is_ours(folder):
+        return False
+    facts = replace(facts, picture=PICTURE if (folder / PICTURE).is_file() else None)
+    write_file(folder / CARD, render_card(facts).encode("utf-8", "replace"))
     return True
 
 
-def render_card(name: str, manifest: Manifest) -> str:
-    """The text of the card of a cache in a folder called `name`."""
-    return _CARD.format(
-        marker=MARKER,
-        counts=_counts(manifest.counts),
-        folder=json.dumps(name, ensure_ascii=False),
-        folder_plain=name,
-        layers=", ".join(str(layer) for layer in manifest.recipe.layers),
-        fingerprint=manifest.fingerprint,
-        recipe="\n".join(_row(field, value) for field, value in _recipe_fields(manifest.recipe).items()),
-        sources="\n".join(_source(source) for source in manifest.sources),
-    )
+def is_generated(text: str) -> bool:
+    """Whether a card is still the program's: it has its marker line, or says nothing beside a header."""
+    header, _, body = text.partition("\n---")
+    if not header.startswith("---") or len(header) == len(text):
+        body = text
+    return not body.strip() or any(line.rstrip() == MARKER for line in text.split("\n"))
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    if not counts:
-        return "The run that makes it has not ended yet."
-    return (
-        f"{counts.get('pairs', 0)} pairs, {counts.get('truncated', 0)} of them cut to the judge's length; "
-        f"{counts.get('rejected', 0)} left out (see rejects.jsonl)."
-    )
+def _is_ours(folder: Path) -> bool:
+    path = folder / CARD
+    return not path.exists() or is_generated(path.read_text("utf-8", "replace"))
 
 
-def _recipe_fields(recipe: Recipe) -> dict[str, Any]:
-    template = hashlib.sha256(recipe.judge_template.encode("utf-8", "surrogatepass")).hexdigest()
-    return {**recipe.to_json(), "judge_template": f"sha256 {template} (the text is in manifest.json)"}
+def _draw_example(folder: Path, example: Pair | None) -> str | None:
+    with WeightsCache.open(folder, text=example is None) as cache:
+        if example is not None:
+            return draw_pair(example, cache.get(example.example_hash), cache.layers[-1])
+        if not cache.manifest.include_text:
+            return None
+        fitting = _first_fitting(cache)
+        return draw_pair(*fitting, cache.layers[-1]) if fitting else None
 
 
-def _source(source: Mapping[str, Any]) -> str:
-    return _row(*(source.get(key) for key in ("name", "location", "config", "split", "revision", "licence")))
+def fits(pair: Pair) -> bool:
+    """Whether the picture of a pair shows its answers whole, and something of each."""
+    return len(pair.chosen) in _FITTING and len(pair.rejected) in _FITTING
 
 
-def _row(*cells: object) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+def _first_fitting(cache: WeightsCache) -> tuple[Pair, WeightRow] | None:
+    """The first pair of the cache that the picture shows whole; the first of all where none near the beginning is."""
+    first: tuple[Pair, WeightRow] | None = None
+    for row in islice(cache.rows(), _LOOKED_AT):
+        pair = _pair(row)
+        if fits(pair) and not row.truncated:
+            return pair, row
+        first = first or (pair, row)
+    return first
 
 
-def _cell(value: object) -> str:
-    if value is None:
-        return ""
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+def _pair(row: WeightRow) -> Pair:
+    prompt = tuple(Message(role=role, content=content) for role, content in row.prompt or ())
+    return Pair(prompt=prompt, chosen=row.chosen_text or "", rejected=row.rejected_text or "")

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from twdpo.errors import CacheError
-from twdpo.inspect.statistics import effective_tokens, summarize
 from twdpo.weights_cache import CacheWriter, Recipe, SideWeights, WeightRow, WeightsCache
+from twdpo.weights_cache.statistics import effective_tokens, summarize
 
 
 def side(weights: list[float]) -> SideWeights:
