@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twdpo import __version__
+from twdpo import __version__, cli_cache
 from twdpo.errors import Interrupted, TwdpoError, UsageError
 from twdpo.options import configured
 from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
@@ -32,10 +32,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-cache_app = typer.Typer(help="Look after a weights cache.", no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(cache_app, name="cache")
-
-CachePath = Annotated[str, typer.Argument(metavar="CACHE", help="Folder of the weights cache.")]
+app.add_typer(cli_cache.app, name="cache")
 
 
 def _version(wanted: bool) -> None:
@@ -71,13 +68,13 @@ def annotate(config: AnnotateConfig) -> None:
     Each pair is shown to the judge twice, in both orders, and its attention at the moment of the verdict becomes one
     weight per token. Run the same command again to go on after an interruption: what is judged is kept.
     """
-    from twdpo import console
+    from twdpo import console, results
     from twdpo.pipeline.annotate import annotate as run
 
     with console.annotate_progress() as show:
         result = run(config, on_progress=show)
     out = console.stdout()
-    out.print(console.table(console.annotate_rows(result)))
+    out.print(results.table(results.annotate_rows(result)))
     out.print(f"\nnext: twdpo train --weights {result.out}/", soft_wrap=True)
 
 
@@ -89,18 +86,18 @@ def train(config: TrainConfig) -> None:
     Data set and model are those that the cache names, unless others are given. Run the same command again to go on
     after an interruption, from the last checkpoint.
     """
-    from twdpo import console
+    from twdpo import console, results
     from twdpo.pipeline.train import train as run
 
     with console.train_progress() as show:
         result = run(config, show)
     out = console.stdout()
-    out.print(console.table(console.train_rows(result)))
+    out.print(results.table(results.train_rows(result)))
 
 
 @app.command()
 def inspect(
-    cache: CachePath,
+    cache: cli_cache.CachePath,
     example: Annotated[
         str | None, typer.Option(help="Show one pair: a hash (or its beginning), a number, or `random`.")
     ] = None,
@@ -111,50 +108,23 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
 ) -> None:
     """Look at a cache: a summary, or one pair with every token shaded by its weight."""
-    from dataclasses import asdict
-
-    from twdpo import console
+    from twdpo import console, results
     from twdpo.inspect.examples import example_view, find_example
-    from twdpo.inspect.statistics import summarize
     from twdpo.weights_cache import WeightsCache
+    from twdpo.weights_cache.statistics import summarize
 
     out = console.stdout()
     with WeightsCache.open(cache) as opened:
         if example is None:
             summary = summarize(opened, layer)
-            out.print_json(json.dumps(asdict(summary))) if as_json else out.print(
-                console.table(console.summary_rows(summary))
+            out.print_json(json.dumps(results.summary_json(summary))) if as_json else out.print(
+                results.table(results.summary_rows(summary))
             )
         else:
             found = find_example(opened, example, dataset=dataset)
             out.print(
                 example_view(found, layer if layer is not None else opened.layers[-1], color=console.has_color(out))
             )
-
-
-@cache_app.command()
-def info(cache: CachePath) -> None:
-    """Show a cache's recipe, sources and counts."""
-    from twdpo import console
-    from twdpo.weights_cache import WeightsCache
-
-    with WeightsCache.open(cache) as opened:
-        console.stdout().print_json(json.dumps(opened.manifest.to_json()))
-
-
-@cache_app.command()
-def verify(cache: CachePath) -> None:
-    """Read every page of a cache, checksums on, and check every invariant."""
-    from twdpo import console
-    from twdpo.weights_cache import verify as run
-
-    report = run(cache)
-    out = console.stdout()
-    for problem in report.problems:
-        out.print(problem, soft_wrap=True)
-    if report.problems:
-        raise typer.Exit(1)
-    out.print(f"{cache}: {report.rows:,} rows in {report.shards} shards, all sound", soft_wrap=True)
 
 
 @app.command()

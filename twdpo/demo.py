@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from twdpo import console as show
+from twdpo import results
 from twdpo.pipeline.annotate import AnnotateConfig, AnnotateProgress, annotate
 from twdpo.pipeline.models import DEFAULT_MODEL, load_model
 from twdpo.pipeline.train import TrainConfig, train
@@ -76,11 +77,11 @@ def run(out: str, *, steps: int = 12) -> None:
         )
         with show.train_progress() as progress:
             result = train(config, progress)
-        console.print(show.table(show.train_rows(result)))
+        console.print(results.table(results.train_rows(result)))
     console.print(Rule(style="dim"))
     console.print(f"done in {time.monotonic() - started:.0f} s. What it made:")
     console.print(
-        show.table(
+        results.table(
             {
                 f"{cache}/": "the weights: Parquet shards, a manifest, a data-set card",
                 f"{model}/": "the trained model, for AutoModelForCausalLM.from_pretrained",
@@ -123,7 +124,7 @@ def _annotate(cache: Path, console: Console) -> None:
 
             result = annotate(config, on_progress=combined)
             done = _sum(done, result.counts, total)
-    console.print(show.table(show.annotate_rows(replace(result, counts=done, judge_accuracy=None))))
+    console.print(results.table(results.annotate_rows(replace(result, counts=done, judge_accuracy=None))))
 
 
 def _sum(first: AnnotateProgress, second: AnnotateProgress, total: int) -> AnnotateProgress:
@@ -143,7 +144,7 @@ def _look(cache: Path, console: Console) -> None:
             view = example_view(find_example(opened, _hash(pair)), layer, color=show.has_color(console))
             console.print(view)
             console.print(f"what is wrong with the rejected answer: {pair['note']}\n", style="italic", soft_wrap=True)
-        console.print(show.table(show.summary_rows(summarize(opened))))
+        console.print(results.table(results.summary_rows(summarize(opened))))
         flaws = flaw_weight(opened, layer)
     console.print(
         f"\nThe errors marked in the {flaws.pairs} rejected answers are {flaws.text_share:.1%} of their text and get "

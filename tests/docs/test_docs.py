@@ -10,10 +10,12 @@ import json
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
@@ -25,8 +27,17 @@ from twdpo.config import resolve
 from twdpo.pipeline.annotate import AnnotateConfig
 from twdpo.pipeline.train import TrainConfig
 from twdpo.preferences import NAMED, Message, Pair, Reject, example_hash, parse_row
-from twdpo.weights_cache import SCHEMA_VERSION, CacheWriter, Manifest, Recipe
-from twdpo.weights_cache.schema import shard_metadata, weights_schema
+from twdpo.weights_cache import (
+    SCHEMA_VERSION,
+    CacheWriter,
+    Manifest,
+    Recipe,
+    SideWeights,
+    WeightRow,
+    round_mantissa,
+    verify,
+)
+from twdpo.weights_cache.schema import FLOATS, KEY, shard_metadata, weights_schema
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -241,12 +252,48 @@ def test_the_cache_format_has_every_column_field_and_key() -> None:
     assert f"Schema version **{SCHEMA_VERSION}**" in page
 
 
-@pytest.mark.parametrize("title", ["pandas", "pyarrow", "twdpo"])
+def test_the_example_row_is_one(tmp_path: Path) -> None:
+    """It holds every column of the layers it shows, and a cache takes it as it stands."""
+    [text] = _fences(DOCS / "cache-format.md", "json", "example row")
+    row = json.loads(text)
+    assert sorted(row) == sorted(weights_schema((0, 29), include_text=True).names)
+    made = {
+        side: SideWeights(
+            starts=np.array(row[f"{side}_starts"], np.int32),
+            ends=np.array(row[f"{side}_ends"], np.int32),
+            weights={layer: np.array(row[f"{side}_weights_{layer}"], np.float32) for layer in (0, 29)},
+        )
+        for side in ("chosen", "rejected")
+    }
+    for side in made.values():
+        assert all(np.array_equal(round_mantissa(weights), weights) for weights in side.weights.values())
+    prompt = tuple((turn["role"], turn["content"]) for turn in row["prompt"])
+    texts = {"prompt": prompt, "chosen_text": row["chosen"], "rejected_text": row["rejected"]}
+    figures = {name: row[name] for name in (KEY, *FLOATS, "truncated")}
+    with CacheWriter.open(tmp_path, replace(RECIPE, layers=(0, 29)), include_text=True) as writer:
+        assert writer.add(WeightRow(**figures, **made, **texts))
+    assert verify(tmp_path).problems == ()
+    assert json.loads(json.dumps(row)) in read_rows(tmp_path)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Rows as plain values, floats in their shortest form."""
+    rows = [row for path in (folder / "data").iterdir() for row in pq.read_table(path).to_pylist()]
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, float):
+            return float(str(np.float32(value)))
+        return [plain(each) for each in value] if isinstance(value, list) else value
+
+    return [{name: plain(value) for name, value in row.items()} for row in rows]
+
+
+@pytest.mark.parametrize("title", ["pandas", "polars", "duckdb", "pyarrow", "twdpo"])
 def test_code_that_reads_a_cache_runs(
     title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if title == "pandas":
-        pytest.importorskip("pandas")
+    if title in ("pandas", "polars", "duckdb"):
+        pytest.importorskip(title)
     assert 29 in LAYERS, "the snippets read layer 29"
     with CacheWriter.open(tmp_path / "weights_cache", RECIPE) as writer:
         for number in range(3):

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from twdpo.inspect.terminal import SHADES, legend, pair_view, shade, shaded_text, visible
+from twdpo.inspect.terminal import SHADES, legend, pair_view, shade, shaded_text
+from twdpo.weights_cache.picture import visible
 
 
 def arrays(*spans: tuple[int, int, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # type: ignore[type-arg]

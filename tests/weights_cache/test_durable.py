@@ -17,8 +17,8 @@ from twdpo.weights_cache.durable import make_folder, remove_strays, write_file
 HOLDER = """
 import sys, time
 from pathlib import Path
-from twdpo.weights_cache.durable import _open_temporary
-_open_temporary(Path(sys.argv[1]))
+from twdpo.weights_cache.durable import PendingFile
+held = PendingFile(Path(sys.argv[1]))
 print("held", flush=True)
 time.sleep(60)
 """

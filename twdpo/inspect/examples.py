@@ -15,10 +15,11 @@ import numpy as np
 from rich.console import RenderableType
 
 from twdpo.errors import CacheError, DataError, UsageError
-from twdpo.inspect.terminal import legend, pair_view, shaded_text, visible
+from twdpo.inspect.terminal import legend, pair_view, shaded_text
 from twdpo.preferences import Message, Pair, load, resolve
 from twdpo.weights_cache import WeightRow, WeightsCache
 from twdpo.weights_cache.card import fits
+from twdpo.weights_cache.picture import visible
 from twdpo.weights_cache.statistics import effective_tokens
 
 #: Rows of a data set looked at for a pair to draw.

@@ -8,13 +8,19 @@ lets go of the lock when its process ends, however it ends. Works on POSIX syste
 from __future__ import annotations
 
 import fcntl
+import hashlib
+import io
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from twdpo.errors import CacheError, storage_error
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -57,28 +63,57 @@ def locked(folder: Path) -> Iterator[None]:
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write `path` as a whole or not at all; raises StorageError where the disk or the rights do not allow it."""
-    with writing(path) as descriptor:
-        write_all(descriptor, content)
+    with storing(path), PendingFile(path.parent) as file:
+        file.write(content)
+        file.publish(path.name)
 
 
-@contextmanager
-def writing(path: Path) -> Iterator[int]:
-    """A descriptor whose file becomes `path` when the body ends, as a whole, or is gone when the body fails.
+class PendingFile(io.RawIOBase):
+    """A new file in `folder`: `publish` gives it its name, once; closing it before that removes it.
 
-    Raises StorageError where the disk or the rights do not allow it.
+    `size` counts the bytes written so far. Its methods raise OSError (see `durable.storing`).
     """
-    with storing(path):
-        temporary, descriptor = _open_temporary(path.parent)
-        try:
-            yield descriptor
-            os.fsync(descriptor)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._temporary, self._descriptor = _open_temporary(folder)
+        self._digest = hashlib.sha256()
+        self._published = False
+        self.size = 0
+
+    @property
+    def digest(self) -> str:
+        """The first 16 hex digits of the SHA-256 of what is written so far."""
+        return self._digest.hexdigest()[:16]
+
+    def writable(self) -> bool:
+        """Whether it can be written: yes, as the libraries that write into it ask."""
+        return True
+
+    def write(self, content: ReadableBuffer, /) -> int:
+        """Write all of `content`."""
+        view = memoryview(content).cast("B")
+        write_all(self._descriptor, view)
+        self._digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def publish(self, name: str) -> Path:
+        """Make what is written durable under `name` in its folder."""
+        path = self._temporary.with_name(name)
+        os.fsync(self._descriptor)
+        os.replace(self._temporary, path)
+        self._published = True
         fsync_folder(path.parent)
+        return path
+
+    def close(self) -> None:
+        """Let go of the file, and remove it unless it was published."""
+        if not self.closed:
+            super().close()
+            if not self._published:
+                self._temporary.unlink(missing_ok=True)
+            os.close(self._descriptor)
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:

@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twdpo.errors import CacheCorrupt
-from twdpo.weights_cache.durable import locked, make_folder, remove_strays, write_all, writing
+from twdpo.weights_cache.durable import PendingFile, locked, make_folder, remove_strays, storing
 from twdpo.weights_cache.index import ShardIndex
 from twdpo.weights_cache.rows import SideWeights, WeightRow, rows_of
 from twdpo.weights_cache.schema import FLOATS
@@ -72,8 +72,9 @@ class RowFile:
             with suppress(FileNotFoundError, CacheCorrupt):
                 return cls(path, layers)
             remove_strays(folder)
-            with writing(path) as descriptor:
-                _write(descriptor, index, layers)
+            with storing(path), PendingFile(folder) as file:
+                _write(file, index, layers)
+                file.publish(path.name)
             for old in folder.glob(f"rows-{what}-*.bin"):
                 if old != path:
                     old.unlink(missing_ok=True)
@@ -149,7 +150,13 @@ class RowFile:
         return CacheCorrupt(f"{self._path} is damaged: {where}; delete that file, it is made again from the shards")
 
 
-def _write(descriptor: int, index: ShardIndex, layers: Sequence[int]) -> None:
+def remove_row_files(cache: Path) -> None:
+    """Remove the row files of the cache in `cache`, as its shards have changed; whoever reads one goes on."""
+    for path in (cache / FOLDER).glob("rows-*.bin"):
+        path.unlink(missing_ok=True)
+
+
+def _write(file: PendingFile, index: ShardIndex, layers: Sequence[int]) -> None:
     buffer = bytearray()
     sizes = [0]
     for block in index.read_ahead(range(index.groups)):
@@ -158,10 +165,10 @@ def _write(descriptor: int, index: ShardIndex, layers: Sequence[int]) -> None:
             sizes.append(len(record))
             buffer += record
         if len(buffer) >= _BUFFER:
-            write_all(descriptor, bytes(buffer))
+            file.write(buffer)
             buffer.clear()
     footer = np.cumsum(sizes, dtype="<i8").tobytes()
-    write_all(descriptor, bytes(buffer) + footer + _TRAILER.pack(len(sizes) - 1, zlib.crc32(footer), _MAGIC))
+    file.write(bytes(buffer) + footer + _TRAILER.pack(len(sizes) - 1, zlib.crc32(footer), _MAGIC))
 
 
 def _record(row: WeightRow) -> bytes:

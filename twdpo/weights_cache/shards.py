@@ -28,7 +28,8 @@ from twdpo.weights_cache.schema import SCHEMA_VERSION, encodings, read_shard_met
 
 #: A row group is what one read by hash decodes, and the unit in which `datasets` can split a shard.
 ROW_GROUP_ROWS = 512
-_ZSTD_LEVEL = 9
+#: Costs 0.7 s for 512 pairs of five layers, and makes small shards 4 to 8 % smaller than level 9.
+_ZSTD_LEVEL = 17
 #: Bytes. Pages cut at content make edited shards share what is equal; cut finer, they compress 5 % worse.
 _CHUNKING = {"min_chunk_size": 1 << 20, "max_chunk_size": 4 << 20}
 _NAME = re.compile(r"part-\d{8}T\d{12}Z-([0-9a-f]{16})\.parquet")
@@ -36,7 +37,20 @@ _NAME = re.compile(r"part-\d{8}T\d{12}Z-([0-9a-f]{16})\.parquet")
 
 def list_shards(data: Path) -> list[Path]:
     """The finished shards of a cache's data folder, in cache order."""
-    return sorted(data.glob("*.parquet"), key=lambda path: path.name)
+    return sorted(data.glob("[!.]*.parquet"), key=lambda path: path.name)
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How every shard is encoded, as arguments for pyarrow's writers."""
+    return {
+        "compression": "zstd",
+        "compression_level": _ZSTD_LEVEL,
+        "use_dictionary": False,
+        "column_encoding": encodings(schema),
+        "write_page_index": True,
+        "write_page_checksum": True,
+        "use_content_defined_chunking": _CHUNKING,
+    }
 
 
 def write_shard(data: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
@@ -46,13 +60,7 @@ def write_shard(data: Path, table: pa.Table, metadata: dict[str, str]) -> Path:
         table.replace_schema_metadata(metadata),
         sink,
         row_group_size=ROW_GROUP_ROWS,
-        compression="zstd",
-        compression_level=_ZSTD_LEVEL,
-        use_dictionary=False,
-        column_encoding=encodings(table.schema),
-        write_page_index=True,
-        write_page_checksum=True,
-        use_content_defined_chunking=_CHUNKING,
+        **parquet_options(table.schema),
     )
     content = memoryview(sink.getvalue())
     now = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%fZ")

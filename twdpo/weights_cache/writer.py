@@ -12,15 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
 from twdpo.errors import CacheError, RecipeMismatch, StorageError
 from twdpo.weights_cache.card import write_card
+from twdpo.weights_cache.counts import refresh_counts
 from twdpo.weights_cache.durable import locked, make_folder, remove_strays, storing
-from twdpo.weights_cache.index import ShardIndex
 from twdpo.weights_cache.manifest import DATA, MANIFEST, Manifest, may_begin
 from twdpo.weights_cache.recipe import Recipe
-from twdpo.weights_cache.rejects import Reject, RejectLog, read_rejects
+from twdpo.weights_cache.rejects import Reject, RejectLog
 from twdpo.weights_cache.rows import WeightRow, check_row, rows_to_table
 from twdpo.weights_cache.schema import KEY, SCHEMA_VERSION, shard_metadata, weights_schema
 from twdpo.weights_cache.shards import ShardBuffer, ShardKind, list_shards, read_columns, write_shard
@@ -46,8 +44,10 @@ class CacheWriter:
         self._write_failed = False
         self._closed = False
         self.done: set[str] = set()
-        for path in list_shards(self._data):
-            self.done.update(read_columns(path, self._kind, [KEY]).column(KEY).to_pylist())
+        # Under the lock that a compaction holds while it removes shards.
+        with storing(folder), locked(folder):
+            for path in list_shards(self._data):
+                self.done.update(read_columns(path, self._kind, [KEY]).column(KEY).to_pylist())
 
     @classmethod
     def open(
@@ -130,11 +130,8 @@ class CacheWriter:
         if self._closed:
             return
         self.flush()
-        with self._noting_failure(), storing(self.folder), locked(self.folder):
-            # Another worker may have added a source since; the recipe cannot have changed.
-            manifest = replace(Manifest.load(self.folder), counts=self._count())
-            manifest.save(self.folder)
-            write_card(self.folder, manifest)
+        with self._noting_failure():
+            refresh_counts(self.folder)
         self._closed = True
 
     def __enter__(self) -> Self:
@@ -149,18 +146,6 @@ class CacheWriter:
         except StorageError:
             if not isinstance(error, StorageError):
                 raise
-
-    def _count(self) -> dict[str, int]:
-        index = ShardIndex(self._data, self._kind, [])
-        first = index.first_rows()
-        flags = [read_columns(path, self._kind, ["truncated"]).column(0).to_numpy() for path in index.shards]
-        truncated = np.concatenate([np.empty(0, dtype=bool), *flags])[first]
-        return {
-            "pairs": len(index),
-            "rejected": len(read_rejects(self.folder)),
-            "shards": len(index.shards),
-            "truncated": int(truncated.sum()),
-        }
 
     @contextmanager
     def _noting_failure(self) -> Iterator[None]:

@@ -1,0 +1,192 @@
+"""What the commands print of their results: names and values in two columns. No logic.
+
+Not for: progress (`console.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.filesize import decimal
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
+    from twdpo.pipeline.importing import ImportResult
+    from twdpo.pipeline.train.result import TrainResult
+    from twdpo.weights_cache import (
+        CacheSummary,
+        CompactResult,
+        ExportResult,
+        MergeResult,
+        PullResult,
+        PushResult,
+    )
+
+
+def table(rows: Mapping[str, Any]) -> Table:
+    """Names and values in two columns."""
+    grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in rows.items():
+        grid.add_row(name, str(value))
+    return grid
+
+
+def rates(progress: AnnotateProgress) -> str:
+    """How fast judging goes; nothing where nothing was judged."""
+    if progress.seconds <= 0 or not progress.written:
+        return ""
+    return f"{progress.written / progress.seconds:.2f} pairs/s  {progress.tokens / progress.seconds:,.0f} tokens/s"
+
+
+def annotate_rows(result: AnnotateResult) -> dict[str, Any]:
+    """The summary of a run of stage one."""
+    counts = result.counts
+    rows: dict[str, Any] = {
+        "pairs seen": f"{counts.seen:,}",
+        "judged now": f"{counts.written:,}" + (f" ({counts.truncated:,} truncated)" if counts.truncated else ""),
+    }
+    for name in ("cached", "duplicates", "rejected"):
+        if value := getattr(counts, name):
+            rows[{"cached": "in the cache before"}.get(name, name)] = f"{value:,}"
+    for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])[:5]:
+        rows[f"  {count:,} ×"] = reason
+    if counts.written:
+        rows["speed"] = rates(counts)
+    if result.judge_accuracy is not None:
+        rows["judge prefers chosen"] = f"{result.judge_accuracy:.1%}"
+    rows["layers"] = ", ".join(map(str, result.layers))
+    rows["cache"] = f"{result.out}/"
+    return rows
+
+
+def train_rows(result: TrainResult) -> dict[str, Any]:
+    """The summary of a run of stage two."""
+    rows: dict[str, Any] = {
+        "trained on": f"{result.pairs:,} pairs"
+        + (f" ({result.truncated:,} cut to the maximal length)" if result.truncated else "")
+        + (f", {result.uniform:,} with even weights" if result.uniform else ""),
+        "steps": f"{result.steps:,}" + (f" (resumed after {result.resumed_at:,})" if result.resumed_at else ""),
+    }
+    for reason, count in sorted(result.skipped.items(), key=lambda item: -item[1]):
+        rows[f"left out {count:,} ×"] = reason
+    if result.before and result.after:
+        rows[f"{result.heldout:,} held-out pairs"] = "before → after"
+        for name, label, form in (
+            ("eval_loss", "  loss", "{:.4f}"),
+            ("eval_rewards/weighted_margins", "  weighted margin", "{:+.4f}"),
+            ("eval_rewards/weighted_accuracies", "  weighted accuracy", "{:.1%}"),
+            ("eval_rewards/margins", "  plain margin", "{:+.4f}"),
+            ("eval_rewards/accuracies", "  plain accuracy", "{:.1%}"),
+        ):
+            # Before training the policy is the reference: all rewards are zero, and none is right or wrong.
+            before = "–" if "accuracies" in name else form.format(result.before[name])
+            rows[label] = f"{before} → {form.format(result.after[name])}"
+    rows["seconds"] = ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())
+    rows["model"] = f"{result.out}/"
+    return rows
+
+
+def import_rows(result: ImportResult) -> dict[str, Any]:
+    """The summary of an import."""
+    counts = result.counts
+    rows: dict[str, Any] = {
+        "pairs seen": f"{counts.seen:,}",
+        "imported now": f"{counts.written:,}" + (f" ({counts.truncated:,} truncated)" if counts.truncated else ""),
+    }
+    for name in ("cached", "duplicates", "rejected"):
+        if value := getattr(counts, name):
+            rows[{"cached": "in the cache before"}.get(name, name)] = f"{value:,}"
+    for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])[:5]:
+        rows[f"  {count:,} ×"] = reason
+    rows["format"] = result.format
+    rows["layers"] = ", ".join(map(str, result.layers))
+    rows["cache"] = f"{result.out}/"
+    return rows
+
+
+def compact_rows(result: CompactResult) -> dict[str, Any]:
+    """The summary of a compaction."""
+    return {
+        "shards": f"{result.shards_before:,} → {result.shards_after:,}",
+        "rows": f"{result.rows:,}"
+        + (f" ({result.duplicates:,} duplicates dropped)" if result.duplicates else ", no duplicates"),
+        "size": f"{decimal(result.bytes_before)} → {decimal(result.bytes_after)}",
+    }
+
+
+def merge_rows(result: MergeResult) -> dict[str, Any]:
+    """The summary of a merge."""
+    return {
+        "shards": f"{result.copied:,} copied" + (f", {result.present:,} were there already" if result.present else ""),
+        "pairs": f"{result.pairs:,}"
+        + (f" ({result.duplicates:,} rows are duplicates; compact drops them)" if result.duplicates else ""),
+        "rejected": f"{result.rejected:,}",
+    }
+
+
+def export_rows(result: ExportResult) -> dict[str, Any]:
+    """The summary of an export."""
+    return {
+        "pairs": f"{result.rows:,}" + (", without their texts" if result.without_text else ""),
+        "size": decimal(result.size),
+        "written to": result.out,
+    }
+
+
+def push_rows(result: PushResult) -> dict[str, Any]:
+    """The summary of an upload."""
+    rows: dict[str, Any] = {
+        "sent": f"{result.files:,} files, {decimal(result.bytes)}" if result.files else "nothing: it was all there",
+    }
+    if result.deleted:
+        rows["deleted there"] = f"{result.deleted:,} shards that the cache has no more"
+    if result.card_kept:
+        rows["card"] = "left as its owner wrote it"
+    rows["commit"] = result.commit
+    rows["data set"] = result.url
+    return rows
+
+
+def pull_rows(result: PullResult) -> dict[str, Any]:
+    """The summary of a download."""
+    rows: dict[str, Any] = {"fetched": f"{result.files:,} files, {decimal(result.bytes)}, all sound"}
+    if result.left_out:
+        rows["left there"] = f"{result.left_out:,} files that are no part of a cache"
+    rows["commit"] = result.commit
+    rows["cache"] = f"{result.folder}/"
+    return rows
+
+
+def summary_rows(summary: CacheSummary) -> dict[str, Any]:
+    """The summary of a cache; a figure that its weight source does not have is a dash."""
+
+    def show(value: float, form: str) -> str:
+        return "–" if math.isnan(value) else format(value, form)
+
+    return {
+        "pairs": f"{summary.pairs:,}",
+        "judged tokens": f"{summary.tokens:,}",
+        "truncated": f"{summary.truncated:,}",
+        "layer": summary.layer,
+        "judge prefers chosen": f"{show(summary.judge_accuracy, '.1%')} (chosen first "
+        f"{show(summary.judge_accuracy_cr, '.1%')}, rejected first {show(summary.judge_accuracy_rc, '.1%')})",
+        "position bias to A": show(summary.position_bias, "+.3f"),
+        "orders agree": f"{show(summary.order_agreement, '.1%')} of the weight",
+        "effective tokens": f"{summary.effective_share:.1%} of the length",
+        "first token": f"weight {summary.first_weight:.2f}, after the sink fix {summary.first_weight_fixed:.2f}",
+        "weight by tenth": " ".join(f"{value:.2f}" for value in summary.deciles),
+    }
+
+
+def summary_json(summary: CacheSummary) -> dict[str, Any]:
+    """The same for machines: what is not there is null."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(summary).items()
+    }
