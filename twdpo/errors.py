@@ -86,6 +86,7 @@ _WRITE_FAILURES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again: what is finished is kept",
     errno.EDQUOT: "the disk quota is used up; free some space and run the same command again: what is finished is kept",
     errno.EFBIG: "the file would exceed the size limit set for this process; raise it (ulimit -f) and run again",
+    errno.EIO: "the disk reports an error; look after it and run the same command again: what is finished is kept",
     errno.EROFS: "the file system is read-only; choose another folder",
     errno.EACCES: "permission denied; choose a folder that you may write to",
     errno.EPERM: "permission denied; choose a folder that you may write to",

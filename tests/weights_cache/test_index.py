@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.weights_cache.samples import RECIPE, fill
 from twdpo.weights_cache.index import ShardIndex, pack_column, pack_hashes
-from twdpo.weights_cache.schema import reference_schema, shard_metadata
+from twdpo.weights_cache.schema import reference_schema, shard_metadata, weights_schema
 from twdpo.weights_cache.shards import ShardKind, write_shard
 
 KIND = ShardKind(kind="reference", fingerprint="f")
@@ -21,7 +21,7 @@ hashes = st.builds(lambda a, b: a * 16 + b * 15 + "f", st.sampled_from("0a"), st
 
 
 def make_index(data: Path, shards: list[list[str]]) -> ShardIndex:
-    index = ShardIndex(data, KIND, [])
+    index = ShardIndex(data, KIND)
     for keys in shards:
         empty: list[list[float]] = [[]] * len(keys)
         table = pa.table([keys, empty, empty], schema=reference_schema())
@@ -62,7 +62,7 @@ def test_what_is_no_hash_is_not_found_and_not_taken(tmp_path: Path, key: str) ->
 def test_memory_for_row_groups_is_bounded(tmp_path: Path) -> None:
     fill(tmp_path, range(40), shard_rows=4)
     kind = ShardKind(kind="weights", fingerprint=RECIPE.fingerprint)
-    index = ShardIndex(tmp_path / "data", kind, ["chosen_weights_0"], cache_bytes=1)
+    index = ShardIndex(tmp_path / "data", kind, weights_schema((0,), include_text=False), cache_bytes=1)
     for group in range(10):
         index.block(group)
     assert len(index._blocks) == 1
@@ -73,7 +73,7 @@ def test_memory_for_row_groups_is_bounded(tmp_path: Path) -> None:
 
 def test_places_give_each_row_once(tmp_path: Path) -> None:
     fill(tmp_path, range(40), shard_rows=8)
-    index = ShardIndex(tmp_path / "data", ShardKind(kind="weights", fingerprint=RECIPE.fingerprint), [])
+    index = ShardIndex(tmp_path / "data", ShardKind(kind="weights", fingerprint=RECIPE.fingerprint))
     rows = np.random.default_rng(0).permutation(40)[:17]
     met = {int(i): (group, int(p)) for group, at, places in index.places(rows) for i, p in zip(at, places, strict=True)}
     assert met == {i: (int(row) // 8, int(row) % 8) for i, row in enumerate(rows)}

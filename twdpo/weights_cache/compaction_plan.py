@@ -90,7 +90,7 @@ def survey(folder: Path, manifest: Manifest) -> list[Shard]:
     """All shards of a cache in its order, each checked to the last byte; raises CacheCorrupt or SchemaTooNew."""
     kind = ShardKind(kind="weights", fingerprint=manifest.fingerprint)
     wanted = weights_schema(manifest.recipe.layers, include_text=manifest.include_text)
-    index = ShardIndex(folder / DATA, kind, [])
+    index = ShardIndex(folder / DATA, kind)
     first = np.zeros(index.total_rows, dtype=bool)
     first[index.first_rows()] = True
     shards: list[Shard] = []

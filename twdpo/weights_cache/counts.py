@@ -39,7 +39,7 @@ def save_changes(folder: Path, **changes: Any) -> Manifest:
 
 def _count(folder: Path, manifest: Manifest) -> dict[str, int]:
     kind = ShardKind(kind="weights", fingerprint=manifest.fingerprint)
-    index = ShardIndex(folder / DATA, kind, [])
+    index = ShardIndex(folder / DATA, kind)
     flags = [read_columns(path, kind, ["truncated"]).column(0).to_numpy() for path in index.shards]
     truncated = np.concatenate([np.empty(0, dtype=bool), *flags])[index.first_rows()]
     return {

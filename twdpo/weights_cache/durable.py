@@ -41,7 +41,10 @@ def make_folder(folder: Path) -> None:
     """Make `folder` and those above it; raises CacheError where a file is in the way, or StorageError."""
     try:
         with storing(folder):
+            missing = [path for path in (folder, *folder.parents) if not path.exists()]
             folder.mkdir(parents=True, exist_ok=True)
+            for path in missing:
+                fsync_folder(path.parent)
     except (FileExistsError, NotADirectoryError):
         raise CacheError(f"{folder} cannot be made: a file is in the way; choose another folder") from None
 

@@ -134,7 +134,7 @@ def _layers(manifest: Manifest, layers: Sequence[int] | None) -> tuple[int, ...]
 
 
 def _index(folder: Path, manifest: Manifest) -> ShardIndex:
-    return ShardIndex(folder / DATA, ShardKind(kind="weights", fingerprint=manifest.fingerprint), [])
+    return ShardIndex(folder / DATA, ShardKind(kind="weights", fingerprint=manifest.fingerprint))
 
 
 def _sources(manifest: Manifest, dataset: str | None, split: str | None, text: bool | None) -> list[Source]:

@@ -7,10 +7,11 @@ one hash the first in cache order wins. Not for: what a row means (`rows.py`), o
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
+from threading import RLock
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +19,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twdpo.weights_cache.schema import KEY
-from twdpo.weights_cache.shards import Block, ShardKind, damaged, digest_matches, list_shards, read_block, reading
+from twdpo.weights_cache.shards import Block, ShardKind, damaged, digest_matches, list_shards, read_groups, reading
 
 DEFAULT_CACHE_BYTES = 128 << 20
 _OPEN_FILES = 8
+#: Units decoded ahead of their use: with one alone, neither thread always has something to do.
+AHEAD = 2
+
+_KEY_ONLY = pa.schema([pa.field(KEY, pa.string(), nullable=False)])
 
 Keys = npt.NDArray[np.uint64]
 
@@ -52,6 +57,28 @@ def pack_column(column: pa.ChunkedArray) -> Keys:
     return pack_hashes(bytes(memoryview(keys.buffers()[2])[int(ends[0]) : int(ends[-1])]))
 
 
+#: A shard, and some of its row groups decoded.
+_Decoded = tuple[Path, pa.Table]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Units:
+    """What is decoded at a time, over all shards: the first row of each, its shard and its row groups there."""
+
+    starts: npt.NDArray[np.int64]
+    homes: list[tuple[int, range]]
+
+    @classmethod
+    def of(cls, group_rows: Sequence[Sequence[int]], span: int) -> _Units:
+        """Units of at most `span` row groups, none of them over two shards."""
+        rows, homes = [0], []
+        for shard, groups in enumerate(group_rows):
+            for first in range(0, len(groups), span):
+                homes.append((shard, range(first, min(first + span, len(groups)))))
+                rows.append(sum(groups[first : first + span]))
+        return cls(starts=np.cumsum(rows, dtype=np.int64)[:-1], homes=homes)
+
+
 class ShardIndex:
     """The rows of a folder of shards by example hash; shards may be added, never taken away.
 
@@ -60,20 +87,21 @@ class ShardIndex:
     """
 
     def __init__(
-        self, data: Path, kind: ShardKind, columns: Sequence[str], *, cache_bytes: int = DEFAULT_CACHE_BYTES
+        self, data: Path, kind: ShardKind, schema: pa.Schema = _KEY_ONLY, *, cache_bytes: int = DEFAULT_CACHE_BYTES
     ) -> None:
+        """Index the shards in `data`; blocks hold the columns of `schema`, the key among them."""
         self._kind = kind
-        self._columns = tuple(dict.fromkeys((KEY, *columns)))
+        self._schema = schema
         self._cache_bytes = cache_bytes
         self._paths: list[Path] = []
         self._keys: list[Keys] = []
-        self._group_rows: list[int] = []
-        self._group_home: list[tuple[int, int]] = []
+        self._group_rows: list[list[int]] = []
+        self._by_span: dict[int, _Units] = {}
         self._checked: set[int] = set()
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._blocks: OrderedDict[int, Block] = OrderedDict()
-        # Decoding goes on in another thread, ahead of its use; files and blocks are shared with it.
-        self._reading = Lock()
+        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        # Files and blocks are shared with the threads that decode ahead of use.
+        self._lock = RLock()
         self._stale = True
         for path in list_shards(data):
             self.add_shard(path)
@@ -85,11 +113,9 @@ class ShardIndex:
             keys = pack_column(file.read(columns=[KEY]).column(KEY))
             if len(keys) != sum(groups) or len(keys) != file.metadata.num_rows:
                 raise damaged(path, "its row counts disagree")
-        shard = len(self._paths)
         self._paths.append(path)
         self._keys.append(keys)
-        self._group_rows += groups
-        self._group_home += [(shard, group) for group in range(len(groups))]
+        self._group_rows.append(groups)
         self._stale = True
 
     @property
@@ -100,12 +126,12 @@ class ShardIndex:
     @property
     def groups(self) -> int:
         """How many row groups there are."""
-        return len(self._group_rows)
+        return sum(map(len, self._group_rows))
 
     @property
     def total_rows(self) -> int:
         """All rows, those of a hash met before included."""
-        return sum(self._group_rows)
+        return sum(map(sum, self._group_rows))
 
     def __len__(self) -> int:
         self._sort()
@@ -128,59 +154,100 @@ class ShardIndex:
         found[well_formed[hexadecimal]] = self._find_keys(pack_hashes(asked[hexadecimal].tobytes()))
         return found
 
-    def block(self, group: int) -> Block:
-        """A decoded row group, by its number over all shards, kept for the next time within the memory bound."""
-        with self._reading:
-            block = self._blocks.pop(group, None) or self._read(group)
-            self._blocks[group] = block
-            while len(self._blocks) > 1 and sum(block.nbytes for block in self._blocks.values()) > self._cache_bytes:
-                self._blocks.popitem(last=False)
-            return block
+    def block(self, unit: int, span: int = 1) -> Block:
+        """A decoded unit of `span` row groups, kept for the next time within the memory bound."""
+        return self.blocks([unit], span)()[0]
 
-    def read_ahead(self, groups: Iterable[int]) -> Iterator[Block]:
-        """Decode row groups one after another, none of them kept: while one is worked on, the next is decoded."""
+    def blocks(self, units: Sequence[int], span: int = 1) -> Callable[[], list[Block]]:
+        """Decode units of `span` row groups now, and make blocks of them, to be kept, when the result is called.
+
+        In two steps, since decoding lets other threads run and making blocks does not: the first may go on in a thread
+        of its own, ahead of its use, and the second then is quicker in the thread that uses them.
+        """
+        with self._lock:
+            tables = {unit: self._table(unit, span) for unit in units if (unit, span) not in self._blocks}
+
+        def made() -> list[Block]:
+            return [self._keep((unit, span), tables.get(unit)) for unit in units]
+
+        return made
+
+    def read_ahead(self, units: Iterable[int], span: int = 1) -> Iterator[Block]:
+        """Decode units of `span` row groups in turn, none of them kept: while one is worked on, the next is decoded."""
         with ThreadPoolExecutor(1) as decoder:
-            ahead: deque[Future[Block]] = deque()
-            for group in groups:
-                ahead.append(decoder.submit(self.read, group))
-                if len(ahead) > 1:
-                    yield ahead.popleft().result()
+            ahead: deque[Future[_Decoded]] = deque()
+            for unit in units:
+                ahead.append(decoder.submit(self._read, unit, span))
+                if len(ahead) > AHEAD:
+                    yield self._block(ahead.popleft().result())
             while ahead:
-                yield ahead.popleft().result()
+                yield self._block(ahead.popleft().result())
 
-    def read(self, group: int) -> Block:
-        """Decode a row group, by its number over all shards, without keeping it."""
-        with self._reading:
-            return self._read(group)
+    def read(self, unit: int, span: int = 1) -> Block:
+        """Decode a unit of `span` row groups without keeping it."""
+        return self._block(self._read(unit, span))
 
-    def _read(self, group: int) -> Block:
-        shard, local = self._group_home[group]
-        path = self._paths[shard]
-        if shard not in self._checked:
-            # Page checksums cover pages only: a flipped bit in a header or a footer could still change numbers.
-            if not digest_matches(path):
-                raise damaged(path, "its bytes are not those that were written")
-            self._checked.add(shard)
-        return read_block(self._file(shard), path, local, self._columns)
+    def units_of(self, rows: npt.NDArray[np.int64], span: int = 1) -> npt.NDArray[np.int64]:
+        """The unit of `span` row groups, by its number over all shards, that holds each of `rows`."""
+        return np.searchsorted(self._units(span).starts, rows, side="right") - 1
 
-    def groups_of(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The row group, by its number over all shards, of each of `rows`."""
-        self._sort()
-        return np.searchsorted(self._group_starts, rows, side="right") - 1
-
-    def places(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-        """The row groups that hold `rows`: group, indices into `rows`, and the rows' positions in the group."""
-        groups = self.groups_of(rows)
-        order = np.argsort(groups, kind="stable")
-        for indices in np.split(order, np.flatnonzero(np.diff(groups[order])) + 1):
+    def places(
+        self, rows: npt.NDArray[np.int64], span: int = 1
+    ) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """The units of `span` row groups that hold `rows`: unit, indices into `rows`, and their positions in it."""
+        starts = self._units(span).starts
+        units = self.units_of(rows, span)
+        order = np.argsort(units, kind="stable")
+        for indices in np.split(order, np.flatnonzero(np.diff(units[order])) + 1):
             if len(indices):
-                group = int(groups[indices[0]])
-                yield group, indices, rows[indices] - self._group_starts[group]
+                unit = int(units[indices[0]])
+                yield unit, indices, rows[indices] - starts[unit]
 
     def close(self) -> None:
         """Close the files held open."""
         while self._files:
             self._files.popitem()[1].close()
+
+    def _keep(self, key: tuple[int, int], decoded: _Decoded | None) -> Block:
+        with self._lock:
+            block = self._blocks.pop(key, None)
+            if block is None:
+                # Another caller may have pushed it out since it was seen here.
+                block = self._block(decoded or self._table(*key))
+            self._blocks[key] = block
+            while len(self._blocks) > 1 and sum(block.nbytes for block in self._blocks.values()) > self._cache_bytes:
+                self._blocks.popitem(last=False)
+            return block
+
+    def _read(self, unit: int, span: int) -> _Decoded:
+        with self._lock:
+            return self._table(unit, span)
+
+    def _table(self, unit: int, span: int) -> _Decoded:
+        shard, groups = self._units(span).homes[unit]
+        path = self._paths[shard]
+        self._check_digest(shard)
+        return path, read_groups(self._file(shard), path, groups, self._schema)
+
+    def _check_digest(self, shard: int) -> None:
+        if shard not in self._checked:
+            # Page checksums cover pages only: a flipped bit in a header or a footer could still change numbers.
+            if not digest_matches(self._paths[shard]):
+                raise damaged(self._paths[shard], "its bytes are not those that were written")
+            self._checked.add(shard)
+
+    def _block(self, decoded: _Decoded) -> Block:
+        path, table = decoded
+        with reading(path):
+            block = Block(table, self._schema.names)
+            block.check_lengths()
+            return block
+
+    def _units(self, span: int) -> _Units:
+        self._sort()
+        if span not in self._by_span:
+            self._by_span[span] = _Units.of(self._group_rows, span)
+        return self._by_span[span]
 
     def _file(self, shard: int) -> pq.ParquetFile:
         file = self._files.pop(shard, None) or self._kind.open(self._paths[shard])
@@ -200,8 +267,13 @@ class ShardIndex:
         new[1:] = np.any(keys[1:] != keys[:-1], axis=1)
         self._high, self._low = np.ascontiguousarray(keys[new, 0]), np.ascontiguousarray(keys[new, 1])
         self._rows: npt.NDArray[np.int64] = order[new].astype(np.int64)
-        self._group_starts = np.concatenate([[0], np.cumsum(self._group_rows)[:-1]]).astype(np.int64)
+        self._by_span = {}
         self._stale = False
+        # A shard none of whose rows count is never read, and may be a copy of another in the place of one that is lost.
+        ends = np.cumsum([0, *map(sum, self._group_rows)])
+        counting = np.bincount(np.searchsorted(ends, self._rows, side="right") - 1, minlength=len(self._paths))
+        for shard in np.flatnonzero(counting == 0).tolist():
+            self._check_digest(shard)
 
     def _find_keys(self, keys: Keys) -> npt.NDArray[np.int64]:
         found = np.full(len(keys), -1, dtype=np.int64)

@@ -95,7 +95,7 @@ class Manifest:
                 twdpo_version=str(content.pop("twdpo_version", "")),
                 extra={name: value for name, value in content.items() if name != "kind"},
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise CacheCorrupt(f"{path} is damaged: {' '.join(str(error).split())}") from error
         if fingerprint != recipe.fingerprint:
             raise CacheCorrupt(f"{path} is damaged: its recipe has fingerprint {recipe.fingerprint}, not {fingerprint}")

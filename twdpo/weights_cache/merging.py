@@ -65,7 +65,7 @@ def merge(
             copied += _copy(path, data, present)
             if progress:
                 progress(done, len(shards))
-        index = ShardIndex(data, kind, [])
+        index = ShardIndex(data, kind)
         _add_rejects(out, rejects, index)
         counts = refresh_counts(out).counts
     return MergeResult(
@@ -123,7 +123,7 @@ def _begin(out: Path, inputs: Mapping[Path, Manifest]) -> None:
         if manifest != old:
             manifest.save(out)
         write_card(out, manifest)
-        (out / DATA).mkdir(exist_ok=True)
+        make_folder(out / DATA)
         remove_strays(out / DATA)
 
 

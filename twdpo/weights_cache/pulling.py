@@ -140,7 +140,7 @@ class _Staging:
 
     def _publish(self) -> None:
         """Move the files into place, the manifest last: until it is there, `out` is no cache."""
-        (self._out / DATA).mkdir(exist_ok=True)
+        make_folder(self._out / DATA)
         for file in sorted(self._wanted, key=lambda file: (file.path == MANIFEST, not file.path.startswith(DATA))):
             if file.path == MANIFEST:
                 fsync_folder(self._out / DATA)

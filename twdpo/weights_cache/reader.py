@@ -7,7 +7,7 @@ Not for: weights on another tokenizer's tokens, the sink fix or mixing, which ha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twdpo.errors import CacheError, MissingRows, StorageError
-from twdpo.weights_cache.index import DEFAULT_CACHE_BYTES, ShardIndex
+from twdpo.weights_cache.index import AHEAD, DEFAULT_CACHE_BYTES, ShardIndex
 from twdpo.weights_cache.manifest import DATA, Manifest
 from twdpo.weights_cache.recipe import Recipe
 from twdpo.weights_cache.rowfile import FOLDER as ROWS_FOLDER
@@ -28,14 +28,18 @@ from twdpo.weights_cache.rows import WeightRow, rows_of
 from twdpo.weights_cache.schema import weights_schema
 from twdpo.weights_cache.shards import Block, ShardKind, damaged
 
-#: Hashes of a stream that are looked up together; about a row group.
-_WINDOW = 512
+#: Hashes of a stream that are looked up together.
+_WINDOW = 2048
+#: Row groups of one layer that a stream decodes at a time. One alone is decoded in less time than it takes to get two
+#: threads to take turns.
+_SPAN = 4
 
 #: From here on a row file is worth its making, which decodes every group once and writes it out.
 _MANY_GROUPS = 16
 _TIMES_DECODED = 4
 
-_Part = tuple[Block, npt.NDArray[np.int64], npt.NDArray[np.int64]]
+#: How to come by some blocks, and for each which of the rows asked for lie where in it.
+_Decoding = tuple[Callable[[], list[Block]], list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]]
 
 
 class WeightsCache:
@@ -53,9 +57,11 @@ class WeightsCache:
         self.manifest = manifest
         self.layers = layers
         kind = ShardKind(kind="weights", fingerprint=manifest.fingerprint)
-        columns = weights_schema(layers, include_text=text and manifest.include_text).names
-        self._index = ShardIndex(folder / DATA, kind, columns, cache_bytes=cache_bytes)
+        schema = weights_schema(layers, include_text=text and manifest.include_text)
+        self._index = ShardIndex(folder / DATA, kind, schema, cache_bytes=cache_bytes)
         self._text = text and manifest.include_text
+        # Texts weigh as much as a few layers.
+        self._span = max(1, _SPAN // (len(layers) + 3 * self._text))
         self._row_file: RowFile | None = None
 
     @classmethod
@@ -119,7 +125,7 @@ class WeightsCache:
         without one.
         """
         places = self._index.find(hashes)
-        groups = self._index.groups_of(places[places >= 0])
+        groups = self._index.units_of(places[places >= 0])
         windows = np.arange(len(groups)) // window
         decoded = len(np.unique(windows * (self._index.groups + 1) + groups))
         if self._index.groups >= _MANY_GROUPS and decoded > _TIMES_DECODED * self._index.groups:
@@ -140,10 +146,9 @@ class WeightsCache:
                 "run twdpo annotate on the same data set to add them"
             )
         if self._row_file is None:
-            return [row for row in self._assemble(hashes, self._decode(places), copy=True) if row is not None]
+            return [row for row in self._assemble(hashes, self._decode(places, 1), copy=True) if row is not None]
         rows = list(self._row_file.read(places))
-        for asked, row in zip(hashes, rows, strict=True):
-            self._check(asked, row)
+        self._check(hashes, rows)
         return rows
 
     def join(self, hashes: Iterable[str]) -> Iterator[WeightRow | None]:
@@ -153,19 +158,19 @@ class WeightsCache:
         arrays are views that cannot be written, and keep a row group alive.
         """
         with ThreadPoolExecutor(1) as decoder:
-            ahead: deque[tuple[list[str], Future[list[_Part]]]] = deque()
+            ahead: deque[tuple[list[str], Future[_Decoding]]] = deque()
             for window in _windows(hashes):
-                ahead.append((window, decoder.submit(self._decode, self._index.find(window))))
-                if len(ahead) > 1:
-                    asked, parts = ahead.popleft()
-                    yield from self._assemble(asked, parts.result(), copy=False)
-            for asked, parts in ahead:
-                yield from self._assemble(asked, parts.result(), copy=False)
+                ahead.append((window, decoder.submit(self._decode, self._index.find(window), self._span)))
+                if len(ahead) > AHEAD:
+                    asked, decoding = ahead.popleft()
+                    yield from self._assemble(asked, decoding.result(), copy=False)
+            for asked, decoding in ahead:
+                yield from self._assemble(asked, decoding.result(), copy=False)
 
     def rows(self) -> Iterator[WeightRow]:
         """Every pair's row in cache order; its arrays are views that cannot be written, and keep a row group alive."""
-        places = [(group, positions) for group, _, positions in self._index.places(self._index.first_rows())]
-        blocks = self._index.read_ahead(group for group, _ in places)
+        places = [(unit, rows) for unit, _, rows in self._index.places(self._index.first_rows(), self._span)]
+        blocks = self._index.read_ahead((unit for unit, _ in places), self._span)
         for (_, positions), block in zip(places, blocks, strict=True):
             yield from rows_of(block, positions, self.layers, copy=False)
 
@@ -182,25 +187,28 @@ class WeightsCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def _decode(self, places: npt.NDArray[np.int64]) -> list[_Part]:
-        """The row groups that hold the rows `places`, each with indices into `places` and positions in the group."""
+    def _decode(self, places: npt.NDArray[np.int64], span: int) -> _Decoding:
+        """Decode the units that hold the rows `places`; with each, indices into `places` and positions in the unit."""
         found = np.flatnonzero(places >= 0)
-        return [
-            (self._index.block(group), found[indices], positions)
-            for group, indices, positions in self._index.places(places[found])
-        ]
+        parts = list(self._index.places(places[found], span))
+        blocks = self._index.blocks([unit for unit, _, _ in parts], span)
+        return blocks, [(found[indices], positions) for _, indices, positions in parts]
 
-    def _assemble(self, hashes: Sequence[str], parts: list[_Part], *, copy: bool) -> list[WeightRow | None]:
+    def _assemble(self, hashes: Sequence[str], decoding: _Decoding, *, copy: bool) -> list[WeightRow | None]:
         rows: list[WeightRow | None] = [None] * len(hashes)
-        for block, indices, positions in parts:
-            for index, row in zip(indices.tolist(), rows_of(block, positions, self.layers, copy=copy), strict=True):
-                self._check(hashes[index], row)
-                rows[index] = row
+        blocks, parts = decoding
+        for block, (indices, positions) in zip(blocks(), parts, strict=True):
+            found = rows_of(block, positions, self.layers, copy=copy)
+            places = indices.tolist()
+            self._check([hashes[place] for place in places], found)
+            for place, row in zip(places, found, strict=True):
+                rows[place] = row
         return rows
 
-    def _check(self, asked: str, row: WeightRow) -> None:
-        if row.example_hash != asked:
-            raise damaged(self.folder / DATA, f"the row of {asked} is not where the index has it")
+    def _check(self, asked: Sequence[str], found: Sequence[WeightRow]) -> None:
+        for wanted, row in zip(asked, found, strict=True):
+            if row.example_hash != wanted:
+                raise damaged(self.folder / DATA, f"the row of {wanted} is not where the index has it")
 
 
 def _windows(hashes: Iterable[str]) -> Iterator[list[str]]:

@@ -44,7 +44,7 @@ class ReferenceStore:
         kind = ShardKind(kind="reference", fingerprint=fingerprint)
         self._schema = reference_schema()
         self._buffer = ShardBuffer(shard_rows=shard_rows, shard_seconds=shard_seconds)
-        self._index = ShardIndex(folder / DATA, kind, self._schema.names, cache_bytes=cache_bytes)
+        self._index = ShardIndex(folder / DATA, kind, self._schema, cache_bytes=cache_bytes)
 
     @classmethod
     def open(
@@ -72,7 +72,7 @@ class ReferenceStore:
                 save_document(folder, _document(fingerprint, description))
             else:
                 raise CacheError(f"{folder} is not empty and holds no reference log-probs; choose another folder")
-            (folder / DATA).mkdir(exist_ok=True)
+            make_folder(folder / DATA)
             remove_strays(folder / DATA)
         return cls(folder, fingerprint, shard_rows=shard_rows, shard_seconds=shard_seconds, cache_bytes=cache_bytes)
 

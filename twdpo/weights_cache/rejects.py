@@ -16,10 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twdpo.errors import CacheCorrupt
+from twdpo.errors import CacheCorrupt, CacheError
 from twdpo.weights_cache.durable import fsync_folder, storing, write_all
 from twdpo.weights_cache.manifest import REJECTS
 from twdpo.weights_cache.recipe import canonical_json
+
+_TYPES = (int, str, str | None, str | None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +53,12 @@ def reject_key(row: int, example_hash: str | None, dataset: str | None) -> str:
 def read_rejects(folder: Path | str) -> list[Reject]:
     """The rejects of a cache; a torn last line is passed over. Raises CacheCorrupt naming a line that is damaged."""
     path = Path(folder) / REJECTS
-    with suppress(FileNotFoundError):
+    try:
         return _parse(path, path.read_bytes(), 0)
-    return []
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CacheError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
 
 
 class RejectLog:
@@ -65,7 +70,7 @@ class RejectLog:
         self._unsynced = False
         self.keys: set[str] = set()
         if self._path.exists():
-            with self._open():
+            with storing(self._path), self._open():
                 pass
 
     def add(self, reject: Reject) -> bool:
@@ -118,6 +123,13 @@ def _crc(content: dict[str, Any]) -> str:
     return f"{zlib.crc32(canonical_json(content)):08x}"
 
 
+def _checked(reject: Reject) -> Reject:
+    values = (reject.row, reject.reason, reject.dataset, reject.example_hash)
+    if not all(isinstance(value, kind) for value, kind in zip(values, _TYPES, strict=True)):
+        raise ValueError("a field of another type")
+    return reject
+
+
 def _parse(path: Path, content: bytes, position: int) -> list[Reject]:
     found = []
     for line in content.split(b"\n")[:-1]:
@@ -127,7 +139,7 @@ def _parse(path: Path, content: bytes, position: int) -> list[Reject]:
             crc = fields.pop("crc32", None)
             if crc is not None and crc != _crc(fields):
                 raise ValueError("checksum")
-            found.append(Reject(**fields))
+            found.append(_checked(Reject(**fields)))
         except (ValueError, TypeError, AttributeError, RecursionError):
             raise CacheCorrupt(
                 f"{path} is damaged at byte {position}: not the line that was written; delete that line and run again"

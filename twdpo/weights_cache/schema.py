@@ -89,8 +89,26 @@ def shard_metadata(*, kind: str, fingerprint: str, mantissa_bits: int = MANTISSA
 
 
 def stored_mantissa_bits(said: Mapping[str, str]) -> int:
-    """How many explicit mantissa bits a shard's weights may use, by what `read_shard_metadata` found in it."""
-    return int(said.get("mantissa_bits", _MANTISSA_BITS_1))
+    """How many explicit mantissa bits a shard's weights may use, by what `read_shard_metadata` found in it.
+
+    Raises ValueError where that is no such number.
+    """
+    bits = int(said.get("mantissa_bits", _MANTISSA_BITS_1))
+    if bits not in range(24):
+        raise ValueError(f"it says that its weights use {bits} bits of their mantissa")
+    return bits
+
+
+def same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
+    """Whether a column of another tool's making serves as one of the type `wanted`.
+
+    Tools that rewrite a shard lose `not null` and the name of the lists' items, and may count in 64 bits.
+    """
+    lost = ((" not null", ""), ("item:", "element:"), ("large_", ""))
+    one, other = str(found), str(wanted)
+    for old, new in lost:
+        one, other = one.replace(old, new), other.replace(old, new)
+    return one == other
 
 
 def read_shard_metadata(metadata: dict[bytes, bytes] | None) -> dict[str, str]:

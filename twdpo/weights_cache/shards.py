@@ -8,6 +8,7 @@ that check. Not for: what the columns mean (`rows.py`) or which row stands where
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ import pyarrow.parquet as pq
 
 from twdpo.errors import CacheCorrupt, CacheError, SchemaTooNew, TwdpoError
 from twdpo.weights_cache.durable import write_file
-from twdpo.weights_cache.schema import SCHEMA_VERSION, encodings, read_shard_metadata
+from twdpo.weights_cache.schema import SCHEMA_VERSION, SIDES, encodings, read_shard_metadata, same_type
 
 #: A row group is what one read by hash decodes, and the unit in which `datasets` can split a shard.
 ROW_GROUP_ROWS = 512
@@ -36,8 +37,14 @@ _NAME = re.compile(r"part-\d{8}T\d{12}Z-([0-9a-f]{16})\.parquet")
 
 
 def list_shards(data: Path) -> list[Path]:
-    """The finished shards of a cache's data folder, in cache order."""
-    return sorted(data.glob("[!.]*.parquet"), key=lambda path: path.name)
+    """The finished shards of a cache's data folder, in cache order; raises CacheError where it cannot be listed."""
+    try:
+        names = sorted(name for name in os.listdir(data) if name.endswith(".parquet") and not name.startswith("."))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CacheError(f"{data} cannot be read: {(error.strerror or str(error)).lower()}") from error
+    return [data / name for name in names]
 
 
 def parquet_options(schema: pa.Schema) -> dict[str, Any]:
@@ -96,13 +103,17 @@ def reading(path: Path) -> Iterator[None]:
     """Report whatever goes wrong while a shard is read as one line."""
     try:
         yield
-    except TwdpoError:
+    except (TwdpoError, ImportError):
         raise
     except FileNotFoundError as error:
         raise CacheError(f"{path} has gone; was the cache changed meanwhile? open it again") from error
-    except PermissionError as error:
-        raise CacheError(f"{path} cannot be read: permission denied") from error
     except Exception as error:
+        # Damage is what pyarrow finds by itself. What the system says is trouble of the machine: too many open files.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise CacheError(f"{path} cannot be read: {(error.strerror or str(error)).lower()}") from error
+        # A damaged size asks for more memory than there is; a sound file does so where there is too little.
+        if isinstance(error, MemoryError) and digest_matches(path):
+            raise
         # A damaged file makes pyarrow raise nearly anything: OSError, ValueError, OverflowError, MemoryError.
         raise damaged(path, " ".join(str(error).split())[:200] or type(error).__name__) from error
 
@@ -128,12 +139,12 @@ class ShardKind:
     def _check(self, path: Path, said: dict[str, str]) -> None:
         if int(said.get("schema_version", SCHEMA_VERSION)) > SCHEMA_VERSION:
             raise SchemaTooNew(
-                f"{path} was written by a newer twdpo (cache schema {said['schema_version']}, this one reads "
+                f"{path} was written by a newer twdpo (cache schema {int(said['schema_version'])}, this one reads "
                 f"{SCHEMA_VERSION}); upgrade twdpo"
             )
         if said.get("kind") != self.kind or said.get("fingerprint") != self.fingerprint:
             raise CacheCorrupt(
-                f"{path} does not belong here: it holds {said.get('kind')} of fingerprint {said.get('fingerprint')}, "
+                f"{path} does not belong here: it says {said.get('kind')!r} of {said.get('fingerprint')!r}, "
                 f"the manifest says {self.kind} of {self.fingerprint}; move that file away"
             )
 
@@ -158,6 +169,14 @@ class Block:
                 self._values[name] = column.to_numpy().tolist()
             else:
                 self._values[name] = column.to_pylist()
+
+    def check_lengths(self) -> None:
+        """Raise ValueError where the lists of one side differ in length in some row."""
+        for side in SIDES:
+            ours = [name for name in self._lists if name.startswith(f"{side}_")]
+            for name in ours[1:]:
+                if not np.array_equal(self._lists[name][0], self._lists[ours[0]][0]):
+                    raise ValueError(f"{name} and {ours[0]} differ in length")
 
     def has(self, column: str) -> bool:
         return column in self._lists or column in self._values
@@ -192,16 +211,20 @@ def _is_number_list(kind: pa.DataType) -> bool:
     return is_list and bool(pa.types.is_primitive(kind.value_type))
 
 
-def read_block(file: pq.ParquetFile, path: Path, group: int, columns: Sequence[str]) -> Block:
-    """Decode one row group; raises CacheCorrupt where a column is missing or damaged."""
+def read_groups(file: pq.ParquetFile, path: Path, groups: range, schema: pa.Schema) -> pa.Table:
+    """Decode the columns of `schema` of some row groups; raises CacheCorrupt where one is not as it must be."""
     with reading(path):
-        missing = set(columns) - set(file.schema_arrow.names)
-        if missing:
-            raise damaged(path, f"it has no column {', '.join(sorted(missing))}")
-        block = Block(file.read_row_group(group, columns=list(columns)), columns)
-        if block.rows != file.metadata.row_group(group).num_rows:
-            raise damaged(path, f"row group {group} has {block.rows} rows")
-        return block
+        for field in schema:
+            place = file.schema_arrow.get_field_index(field.name)
+            if place < 0:
+                raise damaged(path, f"it has no column {field.name}")
+            if not same_type(found := file.schema_arrow.field(place).type, field.type):
+                raise damaged(path, f"column {field.name} is {found}, not {field.type}")
+        table = file.read_row_groups(list(groups), columns=schema.names)
+        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+        if table.num_rows != rows:
+            raise damaged(path, f"row groups {groups[0]} to {groups[-1]} have {table.num_rows} rows, not {rows}")
+        return table
 
 
 def read_columns(path: Path, kind: ShardKind, columns: Sequence[str]) -> pa.Table:

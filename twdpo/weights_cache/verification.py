@@ -6,9 +6,9 @@ Finds damage and says where; repairs nothing. Not for: the checks that every rea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +27,12 @@ from twdpo.weights_cache.schema import (
     SIDES,
     offset_columns,
     read_shard_metadata,
+    same_type,
     stored_mantissa_bits,
     weights_column,
     weights_schema,
 )
-from twdpo.weights_cache.shards import Block, ShardKind, digest_matches, list_shards, read_block
+from twdpo.weights_cache.shards import Block, ShardKind, digest_matches, list_shards, read_groups, reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +85,11 @@ def verify(folder: Path | str, *, progress: Callable[[int, int], None] | None = 
         rejected = len(read_rejects(folder))
     except CacheError as error:
         problems.append(str(error))
-    pairs = 0 if problems else len(ShardIndex(folder / DATA, kind, []))
+    pairs = 0 if problems else len(ShardIndex(folder / DATA, kind))
+    if not problems:
+        for name, count in (("pairs", pairs), ("rejected", rejected)):
+            if count < (counted := manifest.counts.get(name, 0)):
+                problems.append(f"{count} {name} are there, the manifest counts {counted}: a file is gone, or its end")
     return VerifyReport(
         folder=folder,
         shards=len(shards),
@@ -92,10 +97,19 @@ def verify(folder: Path | str, *, progress: Callable[[int, int], None] | None = 
         pairs=pairs,
         duplicates=0 if problems else rows - pairs,
         rejected=rejected,
-        size=sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()),
+        size=_size(folder),
         strays=sum(is_stray(path.name) for path in (*folder.iterdir(), *(folder / DATA).glob(".*"))),
         problems=tuple(problems),
     )
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    for path in folder.rglob("*"):
+        # Another worker's unfinished files come and go.
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _check_shard(path: Path, kind: ShardKind, manifest: Manifest) -> tuple[list[str], int]:
@@ -118,21 +132,17 @@ def _schema_problems(file: pq.ParquetFile, manifest: Manifest) -> Iterator[str]:
         position = file.schema_arrow.get_field_index(field.name)
         if position < 0:
             yield f"it has no column {field.name}"
-        elif not _same_type(file.schema_arrow.field(position).type, field.type):
+        elif not same_type(file.schema_arrow.field(position).type, field.type):
             yield f"column {field.name} is {file.schema_arrow.field(position).type}, not {field.type}"
 
 
-def _same_type(found: Any, wanted: Any) -> bool:
-    # Other tools that rewrite a shard lose `not null` and the name of the list's items; neither matters.
-    normal = [str(kind).replace(" not null", "").replace("item:", "element:") for kind in (found, wanted)]
-    return normal[0] == normal[1]
-
-
 def _row_problems(file: pq.ParquetFile, path: Path, manifest: Manifest) -> Iterator[str]:
-    columns = weights_schema(manifest.recipe.layers, include_text=manifest.include_text).names
-    bits = stored_mantissa_bits(read_shard_metadata(file.metadata.metadata))
+    schema = weights_schema(manifest.recipe.layers, include_text=manifest.include_text)
+    with reading(path):
+        bits = stored_mantissa_bits(read_shard_metadata(file.metadata.metadata))
     for group in range(file.num_row_groups):
-        block = read_block(file, path, group, columns)
+        with reading(path):
+            block = Block(read_groups(file, path, range(group, group + 1), schema), schema.names)
         if not all(is_hash(block.value(KEY, row)) for row in range(block.rows)):
             yield f"row group {group}: a key is not 32 lower-case hex digits"
         for side in SIDES:

@@ -84,7 +84,7 @@ class CacheWriter:
             if manifest != old:
                 manifest.save(folder)
             write_card(folder, manifest)
-            (folder / DATA).mkdir(exist_ok=True)
+            make_folder(folder / DATA)
             remove_strays(folder / DATA)
         return cls(folder, manifest, shard_rows=shard_rows, shard_seconds=shard_seconds)
 
