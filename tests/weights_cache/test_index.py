@@ -21,6 +21,7 @@ hashes = st.builds(lambda a, b: a * 16 + b * 15 + "f", st.sampled_from("0a"), st
 
 
 def make_index(data: Path, shards: list[list[str]]) -> ShardIndex:
+    data.mkdir(exist_ok=True)
     index = ShardIndex(data, KIND)
     for keys in shards:
         empty: list[list[float]] = [[]] * len(keys)
@@ -59,6 +60,18 @@ def test_what_is_no_hash_is_not_found_and_not_taken(tmp_path: Path, key: str) ->
         pack_column(pa.chunked_array([[key]]))
 
 
+def test_a_run_is_found_where_it_is_likely_and_where_it_is_not(tmp_path: Path) -> None:
+    keys = [f"{number:032x}" for number in (5, 3, 9, 1, 7, 2)]
+    index = make_index(tmp_path, [keys[:4], keys[4:]])
+    for likely in range(-1, 9):
+        assert index.find(keys[2:5], likely=likely).tolist() == [2, 3, 4]
+        assert index.find([keys[2], "x" * 32], likely=likely).tolist() == [2, -1]
+        assert index.find([keys[5], keys[0]], likely=likely).tolist() == [5, 0]
+        assert index.find([], likely=likely).tolist() == []
+    twice = make_index(tmp_path / "twice", [keys[:2], keys[:2]])
+    assert twice.find(keys[:2], likely=2).tolist() == [0, 1]
+
+
 def test_memory_for_row_groups_is_bounded(tmp_path: Path) -> None:
     fill(tmp_path, range(40), shard_rows=4)
     kind = ShardKind(kind="weights", fingerprint=RECIPE.fingerprint)
@@ -66,9 +79,7 @@ def test_memory_for_row_groups_is_bounded(tmp_path: Path) -> None:
     for group in range(10):
         index.block(group)
     assert len(index._blocks) == 1
-    assert len(index._files) <= 8
-    index.close()
-    assert len(index._files) == 0
+    assert len(index._metadata) <= 8
 
 
 def test_places_give_each_row_once(tmp_path: Path) -> None:

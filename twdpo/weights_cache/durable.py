@@ -114,9 +114,11 @@ class PendingFile(io.RawIOBase):
         """Let go of the file, and remove it unless it was published."""
         if not self.closed:
             super().close()
-            if not self._published:
-                self._temporary.unlink(missing_ok=True)
-            os.close(self._descriptor)
+            try:
+                if not self._published:
+                    self._temporary.unlink(missing_ok=True)
+            finally:
+                os.close(self._descriptor)
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:

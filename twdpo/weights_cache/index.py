@@ -7,11 +7,11 @@ one hash the first in cache order wins. Not for: what a row means (`rows.py`), o
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import Lock, local
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +19,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from twdpo.weights_cache.schema import KEY
-from twdpo.weights_cache.shards import Block, ShardKind, damaged, digest_matches, list_shards, read_groups, reading
+from twdpo.weights_cache.shards import (
+    Block,
+    ShardKind,
+    check_columns,
+    damaged,
+    digest_matches,
+    list_shards,
+    read_groups,
+    reading,
+)
 
-DEFAULT_CACHE_BYTES = 128 << 20
-_OPEN_FILES = 8
-#: Units decoded ahead of their use: with one alone, neither thread always has something to do.
-AHEAD = 2
+DEFAULT_CACHE_BYTES = 64 << 20
+#: Shards whose footers are kept: parsed anew for each row group, they would cost as much as its rows.
+_SHARDS_KNOWN = 8
+#: Threads that decode ahead of use: with these, two cores are kept busy while rows are made.
+DECODERS = 2
 
 _KEY_ONLY = pa.schema([pa.field(KEY, pa.string(), nullable=False)])
 
@@ -58,7 +68,7 @@ def pack_column(column: pa.ChunkedArray) -> Keys:
 
 
 #: A shard, and some of its row groups decoded.
-_Decoded = tuple[Path, pa.Table]
+Decoded = tuple[Path, pa.Table]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,10 +108,11 @@ class ShardIndex:
         self._group_rows: list[list[int]] = []
         self._by_span: dict[int, _Units] = {}
         self._checked: set[int] = set()
-        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
-        # Files and blocks are shared with the threads that decode ahead of use.
-        self._lock = RLock()
+        self._metadata: OrderedDict[int, pq.FileMetaData] = OrderedDict()
+        self._blocks: OrderedDict[int, Block] = OrderedDict()
+        # What is known of shards is shared with the threads that decode ahead of use.
+        self._lock = Lock()
+        self._of_thread = local()
         self._stale = True
         for path in list_shards(data):
             self.add_shard(path)
@@ -142,8 +153,12 @@ class ShardIndex:
         self._sort()
         return np.sort(self._rows)
 
-    def find(self, hashes: Sequence[str]) -> npt.NDArray[np.int64]:
-        """The row of each hash, counted over all shards; -1 where there is none."""
+    def find(self, hashes: Sequence[str], *, likely: int = -1) -> npt.NDArray[np.int64]:
+        """The row of each hash, counted over all shards; -1 where there is none.
+
+        `likely`: where the first of them may stand, with the others behind it, as in a stream in the cache's order.
+        Where they do, nothing is searched for.
+        """
         self._sort()
         found = np.full(len(hashes), -1, dtype=np.int64)
         well_formed = np.flatnonzero(np.fromiter(map(len, hashes), dtype=np.int64, count=len(hashes)) == 32)
@@ -151,41 +166,45 @@ class ShardIndex:
         digits = "".join([hashes[position] for position in well_formed.tolist()]).encode("ascii", "replace")
         asked = np.frombuffer(digits, dtype=np.uint8).reshape(-1, 32)
         hexadecimal = np.all(_NIBBLES[asked] != 255, axis=1)
-        found[well_formed[hexadecimal]] = self._find_keys(pack_hashes(asked[hexadecimal].tobytes()))
+        keys = pack_hashes(asked[hexadecimal].tobytes())
+        if likely >= 0 and len(keys) == len(hashes) and self._is_run(keys, likely):
+            return np.arange(likely, likely + len(keys))
+        found[well_formed[hexadecimal]] = self._find_keys(keys)
         return found
 
-    def block(self, unit: int, span: int = 1) -> Block:
-        """A decoded unit of `span` row groups, kept for the next time within the memory bound."""
-        return self.blocks([unit], span)()[0]
-
-    def blocks(self, units: Sequence[int], span: int = 1) -> Callable[[], list[Block]]:
-        """Decode units of `span` row groups now, and make blocks of them, to be kept, when the result is called.
-
-        In two steps, since decoding lets other threads run and making blocks does not: the first may go on in a thread
-        of its own, ahead of its use, and the second then is quicker in the thread that uses them.
-        """
-        with self._lock:
-            tables = {unit: self._table(unit, span) for unit in units if (unit, span) not in self._blocks}
-
-        def made() -> list[Block]:
-            return [self._keep((unit, span), tables.get(unit)) for unit in units]
-
-        return made
+    def block(self, group: int) -> Block:
+        """A decoded row group, kept for the next time within the memory bound."""
+        block = self._blocks.pop(group, None) or self.block_of(self.decode(group))
+        self._blocks[group] = block
+        while len(self._blocks) > 1 and sum(block.nbytes for block in self._blocks.values()) > self._cache_bytes:
+            self._blocks.popitem(last=False)
+        return block
 
     def read_ahead(self, units: Iterable[int], span: int = 1) -> Iterator[Block]:
-        """Decode units of `span` row groups in turn, none of them kept: while one is worked on, the next is decoded."""
-        with ThreadPoolExecutor(1) as decoder:
-            ahead: deque[Future[_Decoded]] = deque()
+        """Decode units of `span` row groups in turn, none of them kept, ahead of their use."""
+        with ThreadPoolExecutor(DECODERS) as decoders:
+            ahead: deque[Future[Decoded]] = deque()
             for unit in units:
-                ahead.append(decoder.submit(self._read, unit, span))
-                if len(ahead) > AHEAD:
-                    yield self._block(ahead.popleft().result())
+                ahead.append(decoders.submit(self.decode, unit, span))
+                if len(ahead) > DECODERS:
+                    yield self.block_of(ahead.popleft().result())
             while ahead:
-                yield self._block(ahead.popleft().result())
+                yield self.block_of(ahead.popleft().result())
 
-    def read(self, unit: int, span: int = 1) -> Block:
-        """Decode a unit of `span` row groups without keeping it."""
-        return self._block(self._read(unit, span))
+    def decode(self, unit: int, span: int = 1) -> Decoded:
+        """Decode a unit of `span` row groups; several threads may do so at a time."""
+        shard, groups = self._units(span).homes[unit]
+        path = self._paths[shard]
+        with reading(path):
+            return path, read_groups(self._opened(shard), path, groups, self._schema)
+
+    def block_of(self, decoded: Decoded) -> Block:
+        """What was decoded, made accessible: apart from decoding, since it lets no other thread of Python run."""
+        path, table = decoded
+        with reading(path):
+            block = Block(table, self._schema.names)
+            block.check_lengths()
+            return block
 
     def units_of(self, rows: npt.NDArray[np.int64], span: int = 1) -> npt.NDArray[np.int64]:
         """The unit of `span` row groups, by its number over all shards, that holds each of `rows`."""
@@ -203,32 +222,6 @@ class ShardIndex:
                 unit = int(units[indices[0]])
                 yield unit, indices, rows[indices] - starts[unit]
 
-    def close(self) -> None:
-        """Close the files held open."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _keep(self, key: tuple[int, int], decoded: _Decoded | None) -> Block:
-        with self._lock:
-            block = self._blocks.pop(key, None)
-            if block is None:
-                # Another caller may have pushed it out since it was seen here.
-                block = self._block(decoded or self._table(*key))
-            self._blocks[key] = block
-            while len(self._blocks) > 1 and sum(block.nbytes for block in self._blocks.values()) > self._cache_bytes:
-                self._blocks.popitem(last=False)
-            return block
-
-    def _read(self, unit: int, span: int) -> _Decoded:
-        with self._lock:
-            return self._table(unit, span)
-
-    def _table(self, unit: int, span: int) -> _Decoded:
-        shard, groups = self._units(span).homes[unit]
-        path = self._paths[shard]
-        self._check_digest(shard)
-        return path, read_groups(self._file(shard), path, groups, self._schema)
-
     def _check_digest(self, shard: int) -> None:
         if shard not in self._checked:
             # Page checksums cover pages only: a flipped bit in a header or a footer could still change numbers.
@@ -236,12 +229,28 @@ class ShardIndex:
                 raise damaged(self._paths[shard], "its bytes are not those that were written")
             self._checked.add(shard)
 
-    def _block(self, decoded: _Decoded) -> Block:
-        path, table = decoded
-        with reading(path):
-            block = Block(table, self._schema.names)
-            block.check_lengths()
-            return block
+    def _opened(self, shard: int) -> pq.ParquetFile:
+        """The shard, open for this thread alone, which closes it when it opens another, or ends."""
+        known: tuple[int, pq.ParquetFile] | None = getattr(self._of_thread, "opened", None)
+        if known is None or known[0] != shard:
+            path = self._paths[shard]
+            with self._lock:
+                self._check_digest(shard)
+                metadata = self._metadata_of(shard)
+            file = pq.ParquetFile(path, metadata=metadata, page_checksum_verification=True)
+            check_columns(file, path, self._schema)
+            known = self._of_thread.opened = (shard, file)
+        return known[1]
+
+    def _metadata_of(self, shard: int) -> pq.FileMetaData:
+        metadata = self._metadata.pop(shard, None)
+        if metadata is None:
+            with self._kind.open(self._paths[shard]) as file:
+                metadata = file.metadata
+        self._metadata[shard] = metadata
+        if len(self._metadata) > _SHARDS_KNOWN:
+            self._metadata.popitem(last=False)
+        return metadata
 
     def _units(self, span: int) -> _Units:
         self._sort()
@@ -249,17 +258,11 @@ class ShardIndex:
             self._by_span[span] = _Units.of(self._group_rows, span)
         return self._by_span[span]
 
-    def _file(self, shard: int) -> pq.ParquetFile:
-        file = self._files.pop(shard, None) or self._kind.open(self._paths[shard])
-        self._files[shard] = file
-        if len(self._files) > _OPEN_FILES:
-            self._files.popitem(last=False)[1].close()
-        return file
-
     def _sort(self) -> None:
         if not self._stale:
             return
         keys = np.concatenate(self._keys) if self._keys else np.empty((0, 2), dtype=np.uint64)
+        self._keys = [keys]
         # A stable sort: of equal keys the row that comes first in the cache stays first.
         order = np.lexsort((keys[:, 1], keys[:, 0]))
         keys = keys[order]
@@ -274,6 +277,11 @@ class ShardIndex:
         counting = np.bincount(np.searchsorted(ends, self._rows, side="right") - 1, minlength=len(self._paths))
         for shard in np.flatnonzero(counting == 0).tolist():
             self._check_digest(shard)
+
+    def _is_run(self, keys: Keys, first: int) -> bool:
+        """Whether these are the keys of the rows from `first` on; never so where a hash stands twice in the cache."""
+        (stored,) = self._keys
+        return len(self._rows) == len(stored) and np.array_equal(stored[first : first + len(keys)], keys)
 
     def _find_keys(self, keys: Keys) -> npt.NDArray[np.int64]:
         found = np.full(len(keys), -1, dtype=np.int64)

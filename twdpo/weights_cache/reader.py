@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twdpo.errors import CacheError, MissingRows, StorageError
-from twdpo.weights_cache.index import AHEAD, DEFAULT_CACHE_BYTES, ShardIndex
+from twdpo.weights_cache.index import DECODERS, DEFAULT_CACHE_BYTES, Decoded, ShardIndex
 from twdpo.weights_cache.manifest import DATA, Manifest
 from twdpo.weights_cache.recipe import Recipe
 from twdpo.weights_cache.rowfile import FOLDER as ROWS_FOLDER
@@ -38,8 +38,11 @@ _SPAN = 4
 _MANY_GROUPS = 16
 _TIMES_DECODED = 4
 
-#: How to come by some blocks, and for each which of the rows asked for lie where in it.
-_Decoding = tuple[Callable[[], list[Block]], list[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]]
+#: Units that a stream keeps: windows of hashes and units of row groups begin at different places.
+_STREAM_KEEPS = 2
+
+#: A unit of row groups, which of the rows asked for lie in it, and where.
+_Part = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
 class WeightsCache:
@@ -146,10 +149,11 @@ class WeightsCache:
                 "run twdpo annotate on the same data set to add them"
             )
         if self._row_file is None:
-            return [row for row in self._assemble(hashes, self._decode(places, 1), copy=True) if row is not None]
-        rows = list(self._row_file.read(places))
-        self._check(hashes, rows)
-        return rows
+            rows = self._assemble(hashes, self._parts(places, 1), self._index.block, copy=True)
+            return [row for row in rows if row is not None]
+        found = list(self._row_file.read(places))
+        self._check(hashes, found)
+        return found
 
     def join(self, hashes: Iterable[str]) -> Iterator[WeightRow | None]:
         """The row of each of `hashes`, in their order, or None where there is none; of a stream of any length.
@@ -157,15 +161,35 @@ class WeightsCache:
         Made for streams in about the cache's order: row groups are decoded once each, ahead of their use. The rows'
         arrays are views that cannot be written, and keep a row group alive.
         """
-        with ThreadPoolExecutor(1) as decoder:
-            ahead: deque[tuple[list[str], Future[_Decoding]]] = deque()
+        index, span = self._index, self._span
+        with ThreadPoolExecutor(DECODERS) as decoders:
+            decoding: dict[int, Future[Decoded]] = {}
+            ahead: deque[tuple[list[str], list[_Part]]] = deque()
+            # Not among the index's own: a stream does not come back, and memory that is used again is faster.
+            kept: deque[tuple[int, Block]] = deque(maxlen=_STREAM_KEEPS)
+
+            def block(unit: int) -> Block:
+                for known, found in kept:
+                    if known == unit:
+                        return found
+                done = decoding.pop(unit, None)
+                made = index.block_of(done.result() if done else index.decode(unit, span))
+                kept.append((unit, made))
+                return made
+
+            likely = 0
             for window in _windows(hashes):
-                ahead.append((window, decoder.submit(self._decode, self._index.find(window), self._span)))
-                if len(ahead) > AHEAD:
-                    asked, decoding = ahead.popleft()
-                    yield from self._assemble(asked, decoding.result(), copy=False)
-            for asked, decoding in ahead:
-                yield from self._assemble(asked, decoding.result(), copy=False)
+                places = index.find(window, likely=likely)
+                likely = int(places[-1]) + 1
+                parts = self._parts(places, span)
+                for unit, _, _ in parts:
+                    if unit not in decoding and all(unit != known for known, _ in kept):
+                        decoding[unit] = decoders.submit(index.decode, unit, span)
+                ahead.append((window, parts))
+                if len(ahead) > DECODERS:
+                    yield from self._assemble(*ahead.popleft(), block, copy=False)
+            for asked, parts in ahead:
+                yield from self._assemble(asked, parts, block, copy=False)
 
     def rows(self) -> Iterator[WeightRow]:
         """Every pair's row in cache order; its arrays are views that cannot be written, and keep a row group alive."""
@@ -175,8 +199,7 @@ class WeightsCache:
             yield from rows_of(block, positions, self.layers, copy=False)
 
     def close(self) -> None:
-        """Close the files held open."""
-        self._index.close()
+        """Close the row file, if there is one; shards are opened only while they are read."""
         if self._row_file is not None:
             self._row_file.close()
             self._row_file = None
@@ -187,18 +210,17 @@ class WeightsCache:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.close()
 
-    def _decode(self, places: npt.NDArray[np.int64], span: int) -> _Decoding:
-        """Decode the units that hold the rows `places`; with each, indices into `places` and positions in the unit."""
+    def _parts(self, places: npt.NDArray[np.int64], span: int) -> list[_Part]:
+        """The units that hold the rows `places`; with each, indices into `places` and positions in the unit."""
         found = np.flatnonzero(places >= 0)
-        parts = list(self._index.places(places[found], span))
-        blocks = self._index.blocks([unit for unit, _, _ in parts], span)
-        return blocks, [(found[indices], positions) for _, indices, positions in parts]
+        return [(unit, found[indices], rows) for unit, indices, rows in self._index.places(places[found], span)]
 
-    def _assemble(self, hashes: Sequence[str], decoding: _Decoding, *, copy: bool) -> list[WeightRow | None]:
+    def _assemble(
+        self, hashes: Sequence[str], parts: list[_Part], block: Callable[[int], Block], *, copy: bool
+    ) -> list[WeightRow | None]:
         rows: list[WeightRow | None] = [None] * len(hashes)
-        blocks, parts = decoding
-        for block, (indices, positions) in zip(blocks(), parts, strict=True):
-            found = rows_of(block, positions, self.layers, copy=copy)
+        for unit, indices, positions in parts:
+            found = rows_of(block(unit), positions, self.layers, copy=copy)
             places = indices.tolist()
             self._check([hashes[place] for place in places], found)
             for place, row in zip(places, found, strict=True):

@@ -126,9 +126,8 @@ class ReferenceStore:
         self._buffer.rows = {}
 
     def close(self) -> None:
-        """Write what is buffered and close the files held open."""
+        """Write what is buffered."""
         self.flush()
-        self._index.close()
 
     def __enter__(self) -> Self:
         return self

@@ -5,6 +5,7 @@ Not for: files. Shards are written by `shards.py` and found by `index.py`.
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 from collections import deque
@@ -189,14 +190,22 @@ def rows_of(block: Block, positions: npt.NDArray[np.int64], layers: Sequence[int
         prompts = [tuple((turn["role"], turn["content"]) for turn in turns) for turns in column("prompt")]
         texts = [prompts, *(column(name) for name in SIDES)]
     sides = (_sides_of(name, layers, column) for name in SIDES)
-    # In the order of the fields of WeightRow.
-    return _make(WeightRow, [column(KEY), *sides, *(column(name) for name in (*FLOATS, "truncated")), *texts])
+    collecting = gc.isenabled()
+    # So many new objects set the collector off many times over, and there is nothing among them for it to collect.
+    gc.disable()
+    try:
+        # In the order of the fields of WeightRow.
+        return _make(WeightRow, [column(KEY), *sides, *(column(name) for name in (*FLOATS, "truncated")), *texts])
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _sides_of(name: str, layers: Sequence[int], column: Callable[[str], list[Any]]) -> list[SideWeights]:
     starts, ends = (column(each) for each in offset_columns(name))
-    by_layer = [column(weights_column(name, layer)) for layer in layers]
-    weights = [dict(zip(layers, each, strict=True)) for each in zip(*by_layer, strict=True)]
+    weights = [{layers[0]: each} for each in column(weights_column(name, layers[0]))]
+    for layer in layers[1:]:
+        deque(map(dict.__setitem__, weights, repeat(layer), column(weights_column(name, layer))), maxlen=0)
     return _make(SideWeights, [starts, ends, weights])
 
 
