@@ -267,7 +267,7 @@ def _wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> 
 def test_a_bug_keeps_its_traceback(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import twdpo.weights_cache.verification as verification
 
-    def bug(*_arguments: object) -> None:
+    def bug(*_arguments: object, **_options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr("twdpo.weights_cache.verify", bug)

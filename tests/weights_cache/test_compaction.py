@@ -79,10 +79,11 @@ except StorageError as error:
 """
 
 PEAK = """
-import resource, sys
+import sys
 from twdpo.weights_cache.compaction import compact
 compact(sys.argv[1], shard_bytes=int(sys.argv[2]))
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage, which also counts what the process held that started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 

@@ -40,10 +40,11 @@ for row in load_dataset(sys.argv[1], split="train"):
 """
 
 PEAK = """
-import resource, sys
+import sys
 from twdpo.weights_cache.exporting import export
 export(sys.argv[1], sys.argv[2], dataset=sys.argv[3] or None)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+# Not getrusage, which also counts what the process held that started this one.
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 LIMITED = """

@@ -221,16 +221,21 @@ class WeightsCache:
         rows: list[WeightRow | None] = [None] * len(hashes)
         for unit, indices, positions in parts:
             found = rows_of(block(unit), positions, self.layers, copy=copy)
-            places = indices.tolist()
-            self._check([hashes[place] for place in places], found)
-            for place, row in zip(places, found, strict=True):
-                rows[place] = row
+            first, last = int(indices[0]), int(indices[-1]) + 1
+            if last - first == len(indices):
+                # As in a stream in the cache's order; indices of a unit never fall.
+                self._check(hashes[first:last], found)
+                rows[first:last] = found
+            else:
+                places = indices.tolist()
+                self._check([hashes[place] for place in places], found)
+                for place, row in zip(places, found, strict=True):
+                    rows[place] = row
         return rows
 
     def _check(self, asked: Sequence[str], found: Sequence[WeightRow]) -> None:
-        for wanted, row in zip(asked, found, strict=True):
-            if row.example_hash != wanted:
-                raise damaged(self.folder / DATA, f"the row of {wanted} is not where the index has it")
+        if [row.example_hash for row in found] != list(asked):
+            raise damaged(self.folder / DATA, "a row is not where the index has it")
 
 
 def _windows(hashes: Iterable[str]) -> Iterator[list[str]]:
