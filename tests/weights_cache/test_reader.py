@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from tests.weights_cache.samples import LAYERS, RECIPE, content, fill, make_row
 from twdpo.errors import CacheCorrupt, CacheError, MissingRows
 from twdpo.weights_cache import CacheWriter, SideWeights, WeightRow, WeightsCache
+from twdpo.weights_cache.index import ShardIndex
 from twdpo.weights_cache.shards import list_shards
 
 
@@ -77,6 +80,25 @@ def test_a_join_over_many_windows_and_groups(tmp_path: Path) -> None:
     assert [row.example_hash for row in rows if row is not None] == hashes[:1_300]
     assert rows[1_300:] == [None] * 100
     assert all(content(rows[number]) == content(make_row(number)) for number in (0, 511, 512, 600, 1_299))
+
+
+def test_a_stream_in_no_order_holds_few_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, range(200), shard_rows=2)
+    hashes = [make_row(number).example_hash for number in np.random.default_rng(4).permutation(200)]
+    decoded, alive = ShardIndex.decode, WeakValueDictionary[int, pa.Table]()
+    most = 0
+
+    def watched(index: ShardIndex, unit: int, span: int = 1) -> tuple[Path, pa.Table]:
+        nonlocal most
+        path, table = decoded(index, unit, span)
+        alive[unit] = table
+        most = max(most, len(alive))
+        return path, table
+
+    monkeypatch.setattr(ShardIndex, "decode", watched)
+    with WeightsCache.open(tmp_path) as cache:
+        assert [row.example_hash for row in cache.join(hashes) if row is not None] == hashes
+    assert most <= 12
 
 
 def test_rows_fetched_can_be_changed_and_do_not_change_the_cache(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Where each example hash stands in a folder of shards: an index from the key column alone, and reading by it.
 
-24 bytes a row stay in memory, whatever the rows hold, and a bounded number of decoded row groups. Of several rows of
+40 bytes a row stay in memory, whatever the rows hold, and a bounded number of decoded row groups. Of several rows of
 one hash the first in cache order wins. Not for: what a row means (`rows.py`), or writing.
 """
 
@@ -230,7 +230,7 @@ class ShardIndex:
             self._checked.add(shard)
 
     def _opened(self, shard: int) -> pq.ParquetFile:
-        """The shard, open for this thread alone, which closes it when it opens another, or ends."""
+        """The shard, open for this thread alone, which lets go of it when it opens another, or ends."""
         known: tuple[int, pq.ParquetFile] | None = getattr(self._of_thread, "opened", None)
         if known is None or known[0] != shard:
             path = self._paths[shard]

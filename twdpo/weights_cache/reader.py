@@ -40,6 +40,8 @@ _TIMES_DECODED = 4
 
 #: Units that a stream keeps: windows of hashes and units of row groups begin at different places.
 _STREAM_KEEPS = 2
+#: Units that wait, decoded, for their use.
+_DECODED_AHEAD = 6
 
 #: A unit of row groups, which of the rows asked for lie in it, and where.
 _Part = tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]
@@ -183,6 +185,9 @@ class WeightsCache:
                 likely = int(places[-1]) + 1
                 parts = self._parts(places, span)
                 for unit, _, _ in parts:
+                    # A stream in no order asks for all units at once; what is not decoded ahead is when it is used.
+                    if len(decoding) == _DECODED_AHEAD:
+                        break
                     if unit not in decoding and all(unit != known for known, _ in kept):
                         decoding[unit] = decoders.submit(index.decode, unit, span)
                 ahead.append((window, parts))
@@ -199,7 +204,7 @@ class WeightsCache:
             yield from rows_of(block, positions, self.layers, copy=False)
 
     def close(self) -> None:
-        """Close the row file, if there is one; shards are opened only while they are read."""
+        """Close the row file, if there is one; a shard that was read last is let go of with this object."""
         if self._row_file is not None:
             self._row_file.close()
             self._row_file = None
