@@ -15,7 +15,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
-    from twdpo.pipeline.importing import ImportResult
+    from twdpo.pipeline.importing import ImportProgress, ImportResult
     from twdpo.pipeline.train.result import TrainResult
     from twdpo.weights_cache import (
         CacheSummary,
@@ -46,23 +46,35 @@ def rates(progress: AnnotateProgress) -> str:
 
 def annotate_rows(result: AnnotateResult) -> dict[str, Any]:
     """The summary of a run of stage one."""
-    counts = result.counts
+    rows = _counted("judged now", result.counts, result.reasons)
+    if result.counts.written:
+        rows["speed"] = rates(result.counts)
+    if result.judge_accuracy is not None:
+        rows["judge prefers chosen"] = f"{result.judge_accuracy:.1%}"
+    return rows | _made(result)
+
+
+def import_rows(result: ImportResult) -> dict[str, Any]:
+    """The summary of an import."""
+    return _counted("imported now", result.counts, result.reasons) | {"format": result.format} | _made(result)
+
+
+def _counted(done: str, counts: AnnotateProgress | ImportProgress, reasons: Mapping[str, int]) -> dict[str, Any]:
+    """What became of the pairs; `done` is what those written now are called."""
     rows: dict[str, Any] = {
         "pairs seen": f"{counts.seen:,}",
-        "judged now": f"{counts.written:,}" + (f" ({counts.truncated:,} truncated)" if counts.truncated else ""),
+        done: f"{counts.written:,}" + (f" ({counts.truncated:,} truncated)" if counts.truncated else ""),
     }
     for name in ("cached", "duplicates", "rejected"):
         if value := getattr(counts, name):
             rows[{"cached": "in the cache before"}.get(name, name)] = f"{value:,}"
-    for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])[:5]:
+    for reason, count in sorted(reasons.items(), key=lambda item: -item[1])[:5]:
         rows[f"  {count:,} ×"] = reason
-    if counts.written:
-        rows["speed"] = rates(counts)
-    if result.judge_accuracy is not None:
-        rows["judge prefers chosen"] = f"{result.judge_accuracy:.1%}"
-    rows["layers"] = ", ".join(map(str, result.layers))
-    rows["cache"] = f"{result.out}/"
     return rows
+
+
+def _made(result: AnnotateResult | ImportResult) -> dict[str, Any]:
+    return {"layers": ", ".join(map(str, result.layers)), "cache": f"{result.out}/"}
 
 
 def train_rows(result: TrainResult) -> dict[str, Any]:
@@ -89,24 +101,6 @@ def train_rows(result: TrainResult) -> dict[str, Any]:
             rows[label] = f"{before} → {form.format(result.after[name])}"
     rows["seconds"] = ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())
     rows["model"] = f"{result.out}/"
-    return rows
-
-
-def import_rows(result: ImportResult) -> dict[str, Any]:
-    """The summary of an import."""
-    counts = result.counts
-    rows: dict[str, Any] = {
-        "pairs seen": f"{counts.seen:,}",
-        "imported now": f"{counts.written:,}" + (f" ({counts.truncated:,} truncated)" if counts.truncated else ""),
-    }
-    for name in ("cached", "duplicates", "rejected"):
-        if value := getattr(counts, name):
-            rows[{"cached": "in the cache before"}.get(name, name)] = f"{value:,}"
-    for reason, count in sorted(result.reasons.items(), key=lambda item: -item[1])[:5]:
-        rows[f"  {count:,} ×"] = reason
-    rows["format"] = result.format
-    rows["layers"] = ", ".join(map(str, result.layers))
-    rows["cache"] = f"{result.out}/"
     return rows
 
 

@@ -1,15 +1,7 @@
-"""Recipes and rows for the tests of the cache, and a writer to run in a process of its own.
-
-    python -m tests.weights_cache.samples FOLDER FIRST LAST PAUSE_SECONDS
-
-writes the rows FIRST to LAST, two a shard, and prints "open", then a line after each row that was not there before,
-so that whoever kills it can go by its progress. A row's content depends on its number alone.
-"""
+"""Recipes and rows for the tests of the cache. A row's content depends on its number alone."""
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,23 +75,3 @@ def fill(folder: Path, numbers: Sequence[int], *, shard_rows: int = 4, text: boo
         for row in rows:
             writer.add(row)
     return rows
-
-
-def main() -> None:
-    """Write rows in a process that may be killed; every seventh is rejected."""
-    folder, first, last, pause = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
-    with CacheWriter.open(folder, RECIPE, dataset=SOURCE, shard_rows=2) as writer:
-        print("open", flush=True)
-        for number in range(first, last):
-            row = make_row(number)
-            if number % 7 == 0:
-                new = writer.reject(number, "every seventh is left out", row.example_hash, "demo")
-            else:
-                new = writer.add(row)
-            if new:
-                print(number, flush=True)
-                time.sleep(pause)
-
-
-if __name__ == "__main__":
-    main()

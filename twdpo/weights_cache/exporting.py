@@ -14,7 +14,6 @@ from pathlib import Path, PurePath
 from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from twdpo.errors import CacheError, UsageError
@@ -24,8 +23,8 @@ from twdpo.weights_cache.export_files import JSON_LINES, appearing, refuse_exist
 from twdpo.weights_cache.index import ShardIndex
 from twdpo.weights_cache.manifest import DATA, Manifest
 from twdpo.weights_cache.reader import WeightsCache
-from twdpo.weights_cache.rows import SideWeights, WeightRow, list_array
-from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, offset_columns, weights_column, weights_schema
+from twdpo.weights_cache.rows import WeightRow, rows_to_table
+from twdpo.weights_cache.schema import weights_schema
 from twdpo.weights_cache.shards import ROW_GROUP_ROWS, ShardKind
 
 _T = TypeVar("_T")
@@ -200,27 +199,7 @@ def _tables(rows: Iterable[WeightRow], layers: Sequence[int], *, with_text: bool
     """The rows as tables of a row group each, every value as it is stored."""
     schema = weights_schema(layers, include_text=with_text)
     for window in _windows(rows):
-        columns: dict[str, object] = {name: [getattr(row, name) for row in window] for name in (KEY, "truncated")}
-        columns |= {name: np.array([getattr(row, name) for row in window], dtype=np.float32) for name in FLOATS}
-        for name in SIDES:
-            for column, arrays in _lists([row.side(name) for row in window], name, layers).items():
-                columns[column] = list_array(schema.field(column), arrays)
-        if with_text:
-            prompts = [row.prompt or () for row in window]
-            columns["prompt"] = [[{"role": role, "content": content} for role, content in turns] for turns in prompts]
-            columns["chosen"] = [row.chosen_text for row in window]
-            columns["rejected"] = [row.rejected_text for row in window]
-        yield pa.Table.from_pydict({name: columns[name] for name in schema.names}, schema=schema)
-
-
-def _lists(sides: Sequence[SideWeights], name: str, layers: Sequence[int]) -> dict[str, Sequence[npt.ArrayLike]]:
-    """The list columns of one side."""
-    starts, ends = offset_columns(name)
-    found: dict[str, Sequence[npt.ArrayLike]] = {
-        starts: [side.starts for side in sides],
-        ends: [side.ends for side in sides],
-    }
-    return found | {weights_column(name, layer): [side.weights[layer] for side in sides] for layer in layers}
+        yield rows_to_table(window, schema, stored=True)
 
 
 def _readme(manifest: Manifest, rows: int, layers: Sequence[int], *, with_text: bool) -> str:

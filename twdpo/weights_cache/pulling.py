@@ -134,8 +134,8 @@ class _Staging:
                 # It is what the hub lists: asking again would not help.
                 shutil.rmtree(self._root)
                 raise CacheCorrupt(
-                    f"{self._at.repository} is damaged, and nothing of it was kept: {report.problems[0]}"
-                    f"{_others(report.problems)}; tell its owner, or pull an earlier --revision"
+                    f"{self._at.repository} is damaged, and nothing of it was kept: "
+                    f"{first_of(report.problems)}; tell its owner, or pull an earlier --revision"
                 )
 
     def _publish(self) -> None:
@@ -162,8 +162,9 @@ def _report(progress: Callable[[int, int], None], before: int, total: int, have:
     progress(before + have, total)
 
 
-def _others(problems: Sequence[str]) -> str:
-    return f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+def first_of(problems: Sequence[str]) -> str:
+    """The first of some problems, and how many more there are."""
+    return problems[0] + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
 
 
 def _refuse_occupied(out: Path) -> None:

@@ -146,10 +146,12 @@ def _text_problem(row: WeightRow) -> str | None:
     return None
 
 
-def rows_to_table(rows: Sequence[WeightRow], schema: pa.Schema) -> pa.Table:
-    """The rows as a table of `schema`, weights rounded for storage."""
+def rows_to_table(rows: Sequence[WeightRow], schema: pa.Schema, *, stored: bool = False) -> pa.Table:
+    """The rows as a table of `schema`, weights rounded for storage; as they are where they were `stored` before."""
     columns: dict[str, object] = {KEY: [row.example_hash for row in rows], "truncated": [row.truncated for row in rows]}
     columns |= {name: np.array([getattr(row, name) for row in rows], dtype=np.float32) for name in FLOATS}
+    # Rows of an older schema were rounded to more bits, and must not be rounded again.
+    rounded = np.asarray if stored else round_mantissa
     for name in SIDES:
         sides = [row.side(name) for row in rows]
         starts, ends = offset_columns(name)
@@ -157,7 +159,7 @@ def rows_to_table(rows: Sequence[WeightRow], schema: pa.Schema) -> pa.Table:
         columns[ends] = list_array(schema.field(ends), [side.ends for side in sides])
         for layer in sides[0].weights:
             column = weights_column(name, layer)
-            columns[column] = list_array(schema.field(column), [round_mantissa(side.weights[layer]) for side in sides])
+            columns[column] = list_array(schema.field(column), [rounded(side.weights[layer]) for side in sides])
     if "prompt" in schema.names:
         columns["prompt"] = [_messages(row.prompt or ()) for row in rows]
         columns["chosen"] = [row.chosen_text for row in rows]

@@ -222,14 +222,13 @@ def check_columns(file: pq.ParquetFile, path: Path, schema: pa.Schema) -> None:
 
 
 def read_groups(file: pq.ParquetFile, path: Path, groups: range, schema: pa.Schema) -> pa.Table:
-    """Decode the columns of `schema` of some row groups; raises CacheCorrupt where they are not as they must be."""
-    with reading(path):
-        table = file.read_row_groups(list(groups), columns=schema.names, use_threads=False)
-        rows = sum(file.metadata.row_group(group).num_rows for group in groups)
-        if table.num_rows != rows:
-            raise damaged(path, f"row groups {groups[0]} to {groups[-1]} have {table.num_rows} rows, not {rows}")
-        # In the thread that decodes: to make one piece of several takes as long as to make rows of them.
-        return table.combine_chunks()
+    """Decode the columns of `schema` of some row groups; call within `reading`."""
+    table = file.read_row_groups(list(groups), columns=schema.names, use_threads=False)
+    rows = sum(file.metadata.row_group(group).num_rows for group in groups)
+    if table.num_rows != rows:
+        raise damaged(path, f"row groups {groups[0]} to {groups[-1]} have {table.num_rows} rows, not {rows}")
+    # In the thread that decodes: to make one piece of several takes as long as to make rows of them.
+    return table.combine_chunks()
 
 
 def read_columns(path: Path, kind: ShardKind, columns: Sequence[str]) -> pa.Table:

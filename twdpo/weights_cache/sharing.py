@@ -21,11 +21,11 @@ from twdpo.preferences.pair import Pair
 from twdpo.weights_cache.card import is_generated, write_full_card
 from twdpo.weights_cache.hub import Snapshot, asking, check_name, connect, fetch, snapshot
 from twdpo.weights_cache.manifest import CARD, DATA, MANIFEST, Manifest
-from twdpo.weights_cache.pulling import is_cache_file
+from twdpo.weights_cache.pulling import first_of, is_cache_file
 from twdpo.weights_cache.reader import WeightsCache
 from twdpo.weights_cache.recipe import Recipe
 from twdpo.weights_cache.schema import KEY, SCHEMA_VERSION
-from twdpo.weights_cache.shards import reading
+from twdpo.weights_cache.shards import list_shards, reading
 from twdpo.weights_cache.verification import verify
 
 if TYPE_CHECKING:
@@ -102,8 +102,7 @@ def push(
 def _refuse_unfit(folder: Path) -> None:
     report = verify(folder)
     if report.problems:
-        more = f" (and {len(report.problems) - 1} more)" if len(report.problems) > 1 else ""
-        raise CacheCorrupt(f"{folder} is damaged and was not pushed: {report.problems[0]}{more}")
+        raise CacheCorrupt(f"{folder} is damaged and was not pushed: {first_of(report.problems)}")
     if not report.pairs:
         raise CacheError(f"{folder} holds no pairs yet; run twdpo annotate first")
 
@@ -171,7 +170,7 @@ def _content(api: HfApi, at: Snapshot, path: str) -> bytes:
 
 def _cache_files(folder: Path) -> dict[str, Path]:
     """The files of the cache by their names in the repository; raises CacheError where a pull would not take one."""
-    shards = [path for path in (folder / DATA).glob("*.parquet") if not path.name.startswith(".")]
+    shards = list_shards(folder / DATA)
     for path in shards:
         if not is_cache_file(f"{DATA}/{path.name}"):
             raise CacheError(f"{path} cannot be published under its name; rename it, in plain letters and digits")
