@@ -217,6 +217,13 @@ def draw(results: list[dict[str, float]], picture: Path) -> None:
     figure.savefig(picture, metadata={"Date": None})
 
 
+def entropy(values: np.ndarray) -> float:
+    """Bits of information in each of some bytes, taken by itself."""
+    share = np.bincount(values, minlength=256) / len(values)
+    share = share[share > 0]
+    return float(-(share * np.log2(share)).sum())
+
+
 def size(folders: list[Path]) -> None:
     """Bytes a weight, offsets and all other columns included, of shards and of JSON lines."""
     for folder in folders:
@@ -225,7 +232,11 @@ def size(folders: list[Path]) -> None:
         stored = sum(path.stat().st_size for path in list_shards(folder / "data"))
         rng = np.random.default_rng(0)
         totals = dict.fromkeys(("weights that sum to 1", "before rounding", "as stored", "as stored, shortest"), 0)
-        count = 0
+        count, bits = 0, 0.0
+        for name in tables[0].column_names:
+            if "_weights_" in name:
+                values = np.concatenate([table.column(name).combine_chunks().values.to_numpy() for table in tables])
+                bits += sum(map(entropy, values.view(np.uint8).reshape(-1, 4).T)) * len(values)
         for row in rows:
             lines = {name: dict(row) for name in totals}
             for name, values in row.items():
@@ -240,7 +251,10 @@ def size(folders: list[Path]) -> None:
                 lines["as stored, shortest"][name] = [float(str(weight)) for weight in weights]
             for name, line in lines.items():
                 totals[name] += len(json.dumps(line)) + 1
-        print(f"{folder.name}: {len(rows):,} pairs, {count:,} weights, {stored:,} bytes, {stored / count:.2f} a weight")
+        print(
+            f"{folder.name}: {len(rows):,} pairs in {len(tables)} shards, {count:,} weights, {stored:,} bytes, "
+            f"{stored / count:.2f} a weight; a weight alone holds {bits / 8 / count:.2f} bytes of information"
+        )
         for name, total in totals.items():
             print(f"  JSON lines, {name:<22} {total / count:6.2f} bytes a weight, {total / stored:5.1f} times as large")
     print(describe())
