@@ -15,6 +15,8 @@ from twdpo.errors import UsageError
 UNCOVERED = ("zero", "one")
 MISSING = ("error", "drop", "uniform")
 OPTIMIZERS = ("adamw", "adamw_8bit")
+SCHEDULERS = ("cosine", "linear", "constant")
+LAYOUTS = ("auto", "tree", "packed", "padded")
 DTYPES = ("auto", "float32", "bfloat16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -22,7 +24,24 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 AUTO_SHARE, AUTO_MOST, AUTO_LEAST = 0.02, 256, 50
 
 #: Fields that may change between a run and its continuation: they decide no number of the training steps.
-FREE_ON_RESUME = frozenset({"out", "resume", "log_every", "save_every", "eval_every", "device", "reference_cache"})
+FREE_ON_RESUME = frozenset(
+    {
+        "out",
+        "resume",
+        "log_every",
+        "save_every",
+        "eval_every",
+        "device",
+        "reference_cache",
+        "merge_adapter",
+        "keep_checkpoints",
+        "tracker",
+        "run_name",
+        "push",
+        "accelerate_config",
+        "num_processes",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +55,14 @@ class TrainConfig:
     many as a token budget allows. epochs may be a fraction; max_steps, where given, replaces it. dtype: bfloat16
     computes in bfloat16 over float32 parameters. eval_split: `auto`, `none`, a share (0.05), a count (64) or a split's
     name; eval_every, save_every: steps, 0 for never. reference_cache: None for a folder beside the weights.
+
+    lora_rank: None trains every parameter; else adapters of that rank, and the reference is the model without them.
+    lora_alpha: None for twice the rank. load_in_4bit: the frozen base in NF4 (QLoRA). merge_adapter: write the merged
+    model instead of the adapter. layout: how sequences meet the model; `tree` computes a pair's prompt once, `packed`
+    lays sequences end to end, `padded` side by side, `auto` takes the first of these that agrees with the model's own
+    logits. streaming: read the pairs as they come, in constant memory, shuffled within blocks of `shuffle_block`.
+    tracker: `none`, or trackers of accelerate separated by commas. push: a hub repository for the result.
+    accelerate_config: `ddp`, `fsdp2`, `zero3` or a file of `accelerate config`; num_processes: how many to start.
     Raises UsageError where a value is out of range.
     """
 
@@ -54,6 +81,7 @@ class TrainConfig:
     beta: float = 0.005
     label_smoothing: float = 0.0
     learning_rate: float = 1e-6
+    scheduler: str = "cosine"
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
@@ -66,13 +94,27 @@ class TrainConfig:
     device: str = "auto"
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
+    layout: str = "auto"
+    lora_rank: int | None = None
+    lora_alpha: float | None = None
+    lora_targets: str = "all-linear"
+    load_in_4bit: bool = False
+    merge_adapter: bool = False
+    streaming: bool = False
+    shuffle_block: int = 4096
     eval_split: str = "auto"
     eval_every: int = 100
     save_every: int = 100
+    keep_checkpoints: int = 2
     log_every: int = 1
     resume: bool = True
     seed: int = 42
     reference_cache: str | None = None
+    tracker: str = "none"
+    run_name: str | None = None
+    push: str | None = None
+    accelerate_config: str | None = None
+    num_processes: int | None = None
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
@@ -80,12 +122,24 @@ class TrainConfig:
             ("uncovered", UNCOVERED),
             ("missing", MISSING),
             ("optimizer", OPTIMIZERS),
+            ("scheduler", SCHEDULERS),
+            ("layout", LAYOUTS),
             ("dtype", DTYPES),
             ("device", DEVICES),
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(f"{flag(name)} {getattr(self, name)} is not known; choose {' or '.join(allowed)}")
-        for name in ("limit", "max_steps", "batch_size", "micro_batch_size", "log_every"):
+        for name in (
+            "limit",
+            "max_steps",
+            "batch_size",
+            "micro_batch_size",
+            "log_every",
+            "lora_rank",
+            "shuffle_block",
+            "keep_checkpoints",
+            "num_processes",
+        ):
             _at_least(name, getattr(self, name), 1)
         for name in ("eval_every", "save_every", "seed", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
@@ -124,7 +178,8 @@ HELP = {
     "beta": "Strength of the pull towards the reference.",
     "label_smoothing": "Probability that a label is wrong, below 0.5.",
     "learning_rate": "Peak learning rate.",
-    "warmup_ratio": "Share of the steps over which the learning rate rises; then it falls along a cosine.",
+    "scheduler": "What the learning rate does after its warm-up: cosine, linear or constant.",
+    "warmup_ratio": "Share of the steps over which the learning rate rises.",
     "weight_decay": "Weight decay of AdamW.",
     "max_grad_norm": "Gradients are clipped to this norm.",
     "epochs": "Passes over the pairs; may be a fraction.",
@@ -136,13 +191,27 @@ HELP = {
     "device": "auto, cpu, cuda or mps.",
     "optimizer": "adamw, or adamw_8bit where bitsandbytes is installed.",
     "gradient_checkpointing": "Trade time for memory: compute activations again on the way back.",
+    "layout": "How sequences meet the model: tree (prompt computed once), packed, padded, or auto.",
+    "lora_rank": "Train adapters of this rank instead of every parameter (LoRA); needs peft.",
+    "lora_alpha": "Scale of the adapters; twice the rank unless given.",
+    "lora_targets": "Modules that get adapters: all-linear, or names such as q_proj,v_proj.",
+    "load_in_4bit": "Hold the frozen base in 4 bits (QLoRA); needs --lora-rank and bitsandbytes.",
+    "merge_adapter": "Write the merged model instead of the adapter.",
+    "streaming": "Read pairs as they come, in constant memory: for data sets that do not fit.",
+    "shuffle_block": "Pairs that are shuffled together with --streaming.",
     "eval_split": "Held-out pairs: auto (2 %, at most 256), none, a share, a count, or a split's name.",
     "eval_every": "Steps between evaluations; 0 for before and after only.",
     "save_every": "Steps between checkpoints; 0 for none.",
+    "keep_checkpoints": "How many of the last checkpoints are kept.",
     "log_every": "Steps that a line of metrics.jsonl covers.",
     "resume": "Go on from the last checkpoint in --out.",
     "seed": "Decides the order of the pairs.",
     "reference_cache": "Folder for reference log-probs; beside the weights cache unless given.",
+    "tracker": "Where curves go besides metrics.jsonl: none, tensorboard, wandb, trackio, mlflow; several with commas.",
+    "run_name": "Name of the run for trackers; the name of --out unless given.",
+    "push": "Hub repository that gets the result at the end.",
+    "accelerate_config": "Start several processes: ddp, fsdp2, zero3, or a file that accelerate config wrote.",
+    "num_processes": "How many processes to start on this machine.",
     "trust_remote_code": "Run code that a model's repository brings along.",
 }
 
