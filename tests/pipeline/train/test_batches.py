@@ -1,15 +1,15 @@
-"""Order, shares, micro-batches: nothing is lost, nothing is seen twice; and what a batch looks like."""
+"""Order, shares, micro-batches: nothing is lost, nothing is seen twice."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twdpo.pipeline.train.batches import Plan, collate, micro_batches, share, step_indices
+from twdpo.pipeline.train.batches import Plan, micro_batches, share, step_indices
 from twdpo.pipeline.train.data import Example, Side
+from twdpo.pipeline.train.layouts import cost
 
 
 def example(number: int, chosen: int = 3, rejected: int = 2, prompt: int = 2) -> Example:
@@ -54,36 +54,17 @@ def test_shares_are_a_partition(lengths: list[tuple[int, int]], ranks: int) -> N
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@given(LENGTHS, st.one_of(st.none(), st.integers(1, 4)), st.integers(1, 400))
+@given(
+    LENGTHS, st.one_of(st.none(), st.integers(1, 4)), st.integers(1, 400), st.sampled_from(["padded", "packed", "tree"])
+)
 def test_micro_batches_are_a_partition_within_bounds(
-    lengths: list[tuple[int, int]], pairs: int | None, tokens: int
+    lengths: list[tuple[int, int]], pairs: int | None, tokens: int, layout: str
 ) -> None:
     examples = [example(i, *pair) for i, pair in enumerate(lengths)]
-    groups = list(micro_batches(examples, pairs, tokens))
+    groups = list(micro_batches(examples, pairs, tokens, layout))
     assert sorted(e.row for group in groups for e in group) == list(range(len(lengths)))
     for group in groups:
         if pairs is None:
-            assert len(group) == 1 or 2 * len(group) * max(e.longest for e in group) <= tokens
+            assert len(group) == 1 or cost(group, layout) <= tokens
         else:
             assert len(group) == pairs or group is groups[-1]
-
-
-@given(LENGTHS)
-def test_a_batch_holds_each_side_where_it_belongs(lengths: list[tuple[int, int]]) -> None:
-    examples = [example(i, *pair) for i, pair in enumerate(lengths)]
-    reference = {e.example_hash: (e.chosen.weights * 10, e.rejected.weights * 10) for e in examples}
-    batch = collate(examples, reference)
-    assert batch.pairs == len(examples)
-    for row, side in enumerate([e.chosen for e in examples] + [e.rejected for e in examples]):
-        n, length = len(side.weights), len(side.ids)
-        assert batch.ids[row, :length].tolist() == side.ids.tolist()
-        assert batch.mask[row].sum() == length
-        assert bool(batch.mask[row, :length].all())
-        assert batch.wanted[row].nonzero()[:, 0].tolist() == list(range(side.prompt_length, length))
-        assert batch.weights[row, :n].tolist() == side.weights.tolist()
-        assert batch.reference[row, :n].tolist() == (side.weights * 10).tolist()
-        assert not batch.weights[row, n:].any()
-        assert not batch.reference[row, n:].any()
-    logps = torch.cat([batch.weights[row][batch.filled[row]] for row in range(2 * len(examples))])
-    torch.testing.assert_close(batch.spread(logps), batch.weights, rtol=0, atol=0)
-    assert len(logps) == int(batch.wanted.sum())

@@ -15,8 +15,8 @@ import torch
 from tests.fixtures.tiny_models import tiny_model
 from twdpo.pipeline.models import load_model, load_tokenizer
 from twdpo.pipeline.tokens import LiteralTokenizer
-from twdpo.pipeline.train.batches import Batch, collate
 from twdpo.pipeline.train.data import Example, Side
+from twdpo.pipeline.train.layouts import Batch, collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 from twdpo.pipeline.train.render import Renderer
@@ -96,15 +96,15 @@ def _losses(example: Example, reference: TokenLogps, policy: TokenLogps, publish
     The published run computed its reference in half precision, to which our float32 one agrees to a per cent only (as
     checked here); ours is moved, by a + b·w_t, to where its plain and weighted sums are the published ones.
     """
-    batch = collate([example], None)
-    ours, moved = batch.spread(reference(batch.ids, batch.mask, batch.wanted)).double(), []
+    batch = collate([example], None, layout=policy.layout)
+    ours, moved = batch.spread(reference(**batch.inputs)).double(), []
     for row, (plain, weighted) in enumerate(zip(published[:2], published[2:], strict=True)):
         w, filled = batch.weights[row].double(), batch.filled[row].double()
         basis = torch.stack([filled, w])
         lack = torch.tensor([plain, weighted], dtype=torch.float64) - basis @ ours[row]
         assert lack.abs().max() < 0.01 * abs(weighted) + 0.5
         moved.append(ours[row] + torch.linalg.solve(basis @ basis.T, lack) @ basis)
-    return _loss_of(batch, batch.spread(policy(batch.ids, batch.mask, batch.wanted)).double(), torch.stack(moved), BETA)
+    return _loss_of(batch, batch.spread(policy(**batch.inputs)).double(), torch.stack(moved), BETA)
 
 
 def _loss_of(batch: Batch, policy: torch.Tensor, reference: torch.Tensor, beta: float) -> PairLosses:
@@ -202,9 +202,7 @@ def test_all_ones_are_trl_dpo(embedded_model: str, tmp_path: Path) -> None:
         assert all((side.weights == 1).all() for side in sides)
         batch = collate([Example(example_hash="", row=0, chosen=sides[0], rejected=sides[1])], None)
         with torch.no_grad():
-            both = [
-                batch.spread(TokenLogps(model)(batch.ids, batch.mask, batch.wanted)) for model in (policy, reference)
-            ]
+            both = [batch.spread(TokenLogps(model)(**batch.inputs)) for model in (policy, reference)]
         ours.append(_loss_of(batch, both[0], both[1], 0.1).losses.item())
     theirs = _trl_losses(policy, reference, tokenizer, pairs, 0.1, tmp_path)
     assert max(abs(loss - np.log(2)) for loss in theirs) > 0.01

@@ -13,8 +13,8 @@ from tests.pipeline.train.conftest import World
 from twdpo.errors import CacheCorrupt, Interrupted
 from twdpo.pipeline.models import LoadedModel, load_model
 from twdpo.pipeline.train import TrainProgress
-from twdpo.pipeline.train.batches import collate
 from twdpo.pipeline.train.data import Example, Side, join
+from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
 from twdpo.pipeline.train.render import Renderer
@@ -66,9 +66,9 @@ def test_they_are_the_models_and_computed_once(world: World, loaded: LoadedModel
     assert (first.computed, second.computed) == (20, 0)
     model = TokenLogps(loaded.model)
     for example in examples:
-        batch = collate([example], None)
+        batch = collate([example], None, layout=model.layout)
         with torch.no_grad():
-            alone = batch.spread(model(batch.ids, batch.mask, batch.wanted)).numpy()
+            alone = batch.spread(model(**batch.inputs)).numpy()
         for row, (side, logps) in enumerate(
             zip((example.chosen, example.rejected), found[example.example_hash], strict=True)
         ):

@@ -1,106 +1,193 @@
 """Log-probs of chosen tokens under a causal language model, without ever holding the logits of a whole batch.
 
-The decoder runs once; at the wanted positions only, and a chunk at a time, the LM head turns hidden states into
-float32 log-probs. Chunks are recomputed in the backward pass. Shapes: B sequences, T tokens, N wanted tokens over all
-sequences, D hidden size, V vocabulary. Not for: sums, weights or losses (`loss.py`).
+The decoder runs once; at the wanted places only, and a chunk at a time, the LM head turns hidden states into float32
+log-probs. How the head is reached and how sequences are laid out depends on the model: the fastest way that agrees
+with the model's own logits is taken. Shapes: B rows, T tokens, N wanted tokens over all rows, D hidden size, V
+vocabulary. Not for: sums, weights or losses (`loss.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from twdpo.errors import ModelError
+from twdpo.pipeline.cpu_linear import use_fast_linear
+from twdpo.pipeline.train.attention import Stem, observed_windows, register
+from twdpo.pipeline.train.data import Example, Side
+from twdpo.pipeline.train.layouts import collate
+from twdpo.pipeline.train.linear_logps import HeadRules, linear_logps
 
 #: Logits held at a time: 2^25 in float32 are 128 MiB, and a few times that in the backward pass.
 CHUNK_LOGITS = 1 << 25
 #: How the self-test magnifies hidden states, so that a bound on the logits shows in a model whose logits are small.
 _MAGNIFY = 16.0
-_TOLERANCE = 2e-2
+_TOLERANCE, _HALF_TOLERANCE = 2e-2, 2e-1
+#: Prompt, chosen and rejected lengths of the self-test's pairs.
+_PROBES = ((5, 7, 3), (3, 2, 6))
+
+HEADS = ("fused", "chunked", "whole")
 
 
 class TokenLogps(nn.Module):
     """A causal language model as a function from token ids to log-probs of those of them that are wanted.
 
-    A module, so that everything a trainer wraps around a model (DDP, compilation) sees one forward. `autocast`:
-    compute in this type over the parameters as they are, or None. Raises ModelError where no way of computing
-    log-probs agrees with the model's own logits.
+    A module, so that everything a trainer wraps around a model (DDP, FSDP) sees one forward. `autocast`: compute in
+    this type over the parameters as they are, or None. `layout`: see `layouts.py`; `auto` is tree where that agrees
+    with the model's own logits, else padded. `head`: `fused` works on the head's weight itself, `chunked` calls the
+    head in chunks, `whole` leaves what follows the decoder to the model's own forward; None for the first that agrees.
+    Raises ModelError where no way of computing log-probs agrees.
     """
 
-    def __init__(self, model: Any, *, autocast: torch.dtype | None = None, chunk_logits: int = CHUNK_LOGITS) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        autocast: torch.dtype | None = None,
+        layout: str = "auto",
+        head: str | None = None,
+        chunk_logits: int = CHUNK_LOGITS,
+    ) -> None:
         super().__init__()
         self.model = model
         self.autocast = autocast
         config = model.config.get_text_config()
         self._chunk = max(1, chunk_logits // int(config.vocab_size))
-        self._finish = _finish_logits(config)
-        self.chunked = self._agrees(self._chunked)
-        if not self.chunked and not self._agrees(self._whole):
-            raise ModelError(
-                f"cannot compute log-probs of a {type(model).__name__}: they do not agree with its logits; "
-                "choose another model"
-            )
+        self._rules = head_rules(config)
+        use_fast_linear(model)
+        self.layout = "padded"
+        self.head = self._choose_head(HEADS if head is None else (head,))
+        if layout != "padded":
+            self._choose_layout(layout)
 
-    def forward(self, ids_BT: Tensor, mask_BT: Tensor, wanted_BT: Tensor) -> Tensor:
-        """log π(ids[b, t] | ids[b, :t]) wherever `wanted`, row by row; float32[N].
+    def forward(
+        self,
+        ids: Tensor,
+        positions: Tensor | None,
+        stems: Sequence[Stem] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> Tensor:
+        """log π(targets[n]) at places[n], given what comes before in its sequence; float32[N].
 
-        ids: int64. mask: 1 for tokens, 0 for padding on the right. wanted: bool, False at t = 0.
+        The arguments are those of `Batch.inputs`.
         """
-        rows, columns = torch.nonzero(wanted_BT, as_tuple=True)
-        targets = ids_BT[rows, columns]
-        places = rows * ids_BT.shape[1] + columns - 1
-        how = self._chunked if self.chunked else self._whole
-        with torch.autocast(ids_BT.device.type, self.autocast) if self.autocast else nullcontext():
-            return how(ids_BT, mask_BT, places, targets)
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        if stems is not None:
+            # A mask of four dimensions is passed on as it is; the attention function goes by the stems.
+            nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+            inputs |= {"position_ids": positions, "attention_mask": nothing, "stems": stems}
+        # Without stems no mask: padding stands on the right, where no token looks.
+        with torch.autocast(ids.device.type, self.autocast) if self.autocast else nullcontext():
+            return self._ways[self.head](inputs, places, targets)
 
-    def _chunked(self, ids_BT: Tensor, mask_BT: Tensor, places_N: Tensor, targets_N: Tensor) -> Tensor:
-        output = self.model.base_model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False)
-        hidden_ND = output.last_hidden_state.flatten(0, 1).index_select(0, places_N)
+    @property
+    def _ways(self) -> dict[str, Callable[[dict[str, Any], Tensor, Tensor], Tensor]]:
+        return {"fused": self._fused, "chunked": self._chunked, "whole": self._whole}
+
+    def _hidden(self, inputs: dict[str, Any], places_N: Tensor) -> Tensor:
+        hidden_BTD = self.model.base_model(**inputs).last_hidden_state
+        return cast(Tensor, hidden_BTD.flatten(0, 1).index_select(0, places_N))
+
+    def _fused(self, inputs: dict[str, Any], places_N: Tensor, targets_N: Tensor) -> Tensor:
+        hidden_ND = self._hidden(inputs, places_N)
+        # After the decoder, where a sharded head's parameters are whole.
+        head = self.model.get_output_embeddings()
+        dtype = self.autocast or head.weight.dtype
+        return linear_logps(
+            hidden_ND, head.weight, head.bias, targets_N, chunk=self._chunk, dtype=dtype, rules=self._rules
+        )
+
+    def _chunked(self, inputs: dict[str, Any], places_N: Tensor, targets_N: Tensor) -> Tensor:
+        hidden_ND = self._hidden(inputs, places_N)
         chunks = zip(torch.split(hidden_ND, self._chunk), torch.split(targets_N, self._chunk), strict=True)
         if not torch.is_grad_enabled():
             return torch.cat([self._head_logps(*chunk) for chunk in chunks])
         return torch.cat([checkpoint(self._head_logps, *chunk, use_reentrant=False) for chunk in chunks])
 
     def _head_logps(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        logits_NV = self._finish(self.model.get_output_embeddings()(hidden_ND))
-        return _pick(logits_NV, targets_N)
+        return _pick(self._rules.apply(self.model.get_output_embeddings()(hidden_ND)), targets_N)
 
-    def _whole(self, ids_BT: Tensor, mask_BT: Tensor, places_N: Tensor, targets_N: Tensor) -> Tensor:
-        """For models whose own forward does more between decoder and logits: let it, at the wanted positions only."""
+    def _whole(self, inputs: dict[str, Any], places_N: Tensor, targets_N: Tensor) -> Tensor:
+        """For models whose own forward does more between decoder and logits: let it, at the wanted places only."""
 
         def gather(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             hidden_BTD, *rest = arguments
             return (hidden_BTD.flatten(0, 1).index_select(0, places_N)[None], *rest)
 
-        with _hooked(self.model.get_output_embeddings(), gather):
-            logits_1NV = self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
+        with _removed_after(self.model.get_output_embeddings().register_forward_pre_hook(gather)):
+            logits_1NV = self.model(**inputs).logits
         return _pick(logits_1NV[0], targets_N)
 
+    def _choose_head(self, candidates: Sequence[str]) -> str:
+        for candidate in candidates:
+            self.head = candidate
+            if self._agrees():
+                return candidate
+        raise ModelError(
+            f"cannot compute log-probs of a {type(self.model).__name__}: they do not agree with its logits; "
+            "choose another model"
+        )
+
+    def _choose_layout(self, layout: str) -> None:
+        """Lay sequences end to end where the model's attention can be replaced and then agrees with its logits."""
+        before = getattr(self.model.config, "_attn_implementation", None)
+        self.layout = "tree" if layout == "auto" else layout
+        try:
+            self.model.set_attn_implementation(register())
+            if self._agrees():
+                return
+            self.model.set_attn_implementation(before)
+        except (AttributeError, ValueError, ImportError):  # attention is not this model's to choose
+            pass
+        self.layout = "padded"
+        if layout != "auto":
+            raise ModelError(
+                f"--layout {layout} does not give the logits of a {type(self.model).__name__}; use --layout padded"
+            )
+
     @torch.no_grad()
-    def _agrees(self, how: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]) -> bool:
-        """Whether `how` gives what the model's own logits give, on a few tokens and with magnified hidden states."""
+    def _agrees(self) -> bool:
+        """Whether head and layout give what the model's own logits give, on short pairs, with magnified hidden states."""
         head = self.model.get_output_embeddings()
-        if head is None:
+        if head is None or (self.head == "fused" and not _is_one_matrix(head)):
             return False
-        device = head.weight.device
-        vocabulary = int(self.model.config.get_text_config().vocab_size)
-        ids_BT = (torch.arange(14, device=device).view(2, 7) * 7919 + 11) % vocabulary
-        mask_BT = torch.ones_like(ids_BT)
-        places = torch.tensor([0, 4, 9, 12], device=device)
-        targets = ids_BT.flatten()[places + 1]
-        with _hooked(head, lambda _module, arguments: (arguments[0] * _MAGNIFY, *arguments[1:])):
-            try:
-                logits_BTV = self.model(input_ids=ids_BT, attention_mask=mask_BT, use_cache=False).logits
-                logps = how(ids_BT, mask_BT, places, targets)
-            except (AttributeError, TypeError, RuntimeError, IndexError):  # not built as this way needs it
-                return False
-        expected = _pick(logits_BTV.flatten(0, 1)[places], targets)
-        return logps.shape == expected.shape and bool(torch.allclose(logps, expected, rtol=_TOLERANCE, atol=_TOLERANCE))
+        config = self.model.config.get_text_config()
+        pairs = _probe_pairs(int(config.vocab_size))
+        batch = collate(pairs, None, head.weight.device, self.layout)
+        autocast, self.autocast = self.autocast, None
+        try:
+            with _removed_after(self.model.base_model.register_forward_hook(_magnify)), observed_windows() as windows:
+                expected = torch.cat([self._own_logps(side) for side in _sides(pairs)])
+                logps = self(**batch.inputs)
+        except (AttributeError, TypeError, RuntimeError, IndexError, ValueError, ModelError):
+            return False  # not built as this way needs it
+        finally:
+            self.autocast = autocast
+        if batch.stems is not None and not _attention_is_known(config, windows):
+            return False
+        tolerance = _TOLERANCE if head.weight.dtype.itemsize > 2 else _HALF_TOLERANCE
+        close = logps.shape == expected.shape and torch.allclose(logps, expected, rtol=tolerance, atol=tolerance)
+        return bool(close)
+
+    def _own_logps(self, side: Side) -> Tensor:
+        """A completion's log-probs by the model's own logits."""
+        ids_1T = torch.from_numpy(side.ids.astype(np.int64))[None].to(self.model.get_output_embeddings().weight.device)
+        logits_TV = self.model(input_ids=ids_1T, use_cache=False).logits[0]
+        first = side.prompt_length
+        return _pick(logits_TV[first - 1 : -1], ids_1T[0, first:])
+
+
+def head_rules(config: Any) -> HeadRules:
+    """What the family does to the LM head's output: Cohere and Granite scale it, Gemma 2 bounds it."""
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    return HeadRules(scale=scale, cap=getattr(config, "final_logit_softcapping", None))
 
 
 def disable_dropout(model: nn.Module) -> None:
@@ -128,28 +215,54 @@ def _pick(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
     return logits_NV.gather(-1, targets_N[:, None])[:, 0] - logits_NV.logsumexp(-1)
 
 
-def _finish_logits(config: Any) -> Callable[[Tensor], Tensor]:
-    """What the family does to the LM head's output: Cohere and Granite scale it, Gemma 2 bounds it."""
-    scale = getattr(config, "logit_scale", None) or 1.0
-    scale = scale / (getattr(config, "logits_scaling", None) or 1.0)
-    cap = getattr(config, "final_logit_softcapping", None)
-
-    def finish(logits: Tensor) -> Tensor:
-        if scale != 1.0:
-            logits = logits * scale
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return finish
+def _is_one_matrix(head: nn.Module) -> bool:
+    """Whether a head is its weight and bias and nothing else: no adapter, no hook, no parameters kept elsewhere."""
+    hooks = head._forward_hooks or head._forward_pre_hooks
+    return isinstance(head, nn.Linear) and not list(head.children()) and not hooks and not hasattr(head.weight, "ds_id")
 
 
-class _hooked:
-    """A forward pre-hook for the length of a `with` block."""
+def _attention_is_known(config: Any, windows: set[int | None]) -> bool:
+    """Whether what decides which tokens a layer sees reaches the attention function, and is not in a mask alone."""
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if not kinds <= {"full_attention", "sliding_attention"}:
+        return False
+    window = getattr(config, "sliding_window", None)
+    expected = "sliding_attention" in kinds if kinds else bool(window)
+    return not expected or window in windows
 
-    def __init__(self, module: nn.Module, hook: Callable[..., Any]) -> None:
-        self._module, self._hook = module, hook
 
-    def __enter__(self) -> None:
-        self._handle = self._module.register_forward_pre_hook(self._hook)
+def _probe_pairs(vocabulary: int) -> list[Example]:
+    """A few pairs of tokens from all over the vocabulary."""
+    pairs = []
+    for number, (prompt, *answers) in enumerate(_PROBES):
+        ids = ((np.arange(prompt + sum(answers)) + 17 * number) * 7919 + 11) % vocabulary
+        parts = (ids[prompt : prompt + answers[0]], ids[prompt + answers[0] :])
+        chosen, rejected = (
+            Side(
+                ids=np.concatenate([ids[:prompt], part]).astype(np.int32),
+                prompt_length=prompt,
+                weights=np.ones(len(part), np.float32),
+            )
+            for part in parts
+        )
+        pairs.append(Example(example_hash=str(number), row=number, chosen=chosen, rejected=rejected))
+    return pairs
 
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
+
+def _sides(pairs: Sequence[Example]) -> list[Side]:
+    """In the order in which a batch gives log-probs."""
+    return [pair.chosen for pair in pairs] + [pair.rejected for pair in pairs]
+
+
+def _magnify(_module: nn.Module, _arguments: Any, output: Any) -> Any:
+    output.last_hidden_state = output.last_hidden_state * _MAGNIFY
+    return output
+
+
+@contextmanager
+def _removed_after(hook: Any) -> Iterator[None]:
+    """A hook for the length of a `with` block."""
+    try:
+        yield
+    finally:
+        hook.remove()

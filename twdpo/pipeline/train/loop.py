@@ -19,7 +19,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
 
 from twdpo.errors import Interrupted, TrainingError, UsageError
 from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
-from twdpo.pipeline.train.batches import TOKEN_BUDGET, Logps, Plan, collate, micro_batches, share, step_indices
+from twdpo.pipeline.train.batches import TOKEN_BUDGET, Plan, micro_batches, share, step_indices
 from twdpo.pipeline.train.checkpoint import (
     Position,
     last_checkpoint,
@@ -31,6 +31,7 @@ from twdpo.pipeline.train.checkpoint import (
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.ctrl_c import CtrlC
 from twdpo.pipeline.train.data import Example, Examples, digest, join
+from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps, checkpoint_activations, disable_dropout
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
@@ -62,7 +63,8 @@ def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
     checkpoint = checkpoint or (last_checkpoint(Path(config.out)) if config.resume else None)
 
     loaded = _load_policy(config, str(accelerator.device))
-    model = TokenLogps(loaded.model, autocast=torch.bfloat16 if config.dtype == "bfloat16" else None)
+    autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
+    model = TokenLogps(loaded.model, autocast=autocast, layout=config.layout)
     renderer = Renderer(loaded.tokenizer, max_length=config.max_length)
     with WeightsCache.open(config.weights, layers=layers) as cache:
         examples = join(config, cache, renderer, progress)
@@ -160,7 +162,7 @@ class _Loop:
         self._train, self._heldout, self._reference = examples.train, examples.heldout, reference
         self.plan = Plan.of(len(examples.train), config.batch_size, config.epochs, config.max_steps)
         optimizer = make_optimizer(config.optimizer, model, config.weight_decay)
-        self._policy = model.model
+        self._policy, self._layout = model.model, model.layout
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
         self._metrics = MetricsFile(Path(config.out) / METRICS)
         self._ctrl_c = CtrlC(lambda: progress.note("stopping: saving a checkpoint (Ctrl-C again to stop at once)"))
@@ -218,7 +220,8 @@ class _Loop:
         chosen = [self._train[i] for i in step_indices(self.plan, config.seed, self._step)]
         mine = share(chosen, accelerator.process_index, accelerator.num_processes)
         # Every process must take part in the gradients' exchange, also one without a pair of its own.
-        groups = list(micro_batches(mine or chosen[:1], config.micro_batch_size, _token_budget(accelerator)))
+        budget = _token_budget(accelerator)
+        groups = list(micro_batches(mine or chosen[:1], config.micro_batch_size, budget, self._layout))
         # The exchange averages over processes; the loss is the mean over pairs.
         scale = accelerator.num_processes / len(chosen) if mine else 0.0
         sums = torch.zeros(len(NAMES), device=accelerator.device)
@@ -246,8 +249,8 @@ class _Loop:
 
     def _losses(self, group: list[Example]) -> PairLosses:
         """Policy log-probs of a micro-batch, and its losses."""
-        batch = collate(group, self._reference, self._accelerator.device)
-        policy = batch.spread(self._model(batch.ids, batch.mask, batch.wanted))
+        batch = collate(group, self._reference, self._accelerator.device, self._layout)
+        policy = batch.spread(self._model(**batch.inputs))
         sides = zip(policy.chunk(2), batch.reference.chunk(2), batch.weights.chunk(2), strict=True)
         chosen, rejected = (SideLogps(policy=p, reference=r, weights=w) for p, r, w in sides)
         return twdpo_loss(chosen, rejected, beta=self._config.beta, label_smoothing=self._config.label_smoothing)
@@ -265,7 +268,8 @@ class _Loop:
         self._progress.start("evaluation", len(self._heldout))
         mine = share(self._heldout, accelerator.process_index, accelerator.num_processes)
         sums = torch.zeros(len(NAMES), device=accelerator.device)
-        for group in micro_batches(mine, self._config.micro_batch_size, _token_budget(accelerator)):
+        budget = _token_budget(accelerator)
+        for group in micro_batches(mine, self._config.micro_batch_size, budget, self._layout):
             sums += metric_sums(self._losses(group))
             self._progress.advance("evaluation", len(group))
             self._check_stop(False)

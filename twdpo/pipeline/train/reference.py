@@ -18,8 +18,9 @@ import torch
 
 from twdpo.errors import CacheCorrupt, Interrupted
 from twdpo.pipeline.models import LoadedModel
-from twdpo.pipeline.train.batches import Logps, collate, micro_batches
+from twdpo.pipeline.train.batches import micro_batches
 from twdpo.pipeline.train.data import Example
+from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.render import Renderer
@@ -60,10 +61,10 @@ def reference_logps(
     mine = sorted(lacking.values(), key=lambda example: (example.longest, example.example_hash))[rank::ranks]
     progress.start("reference", len(mine))
     with store, _interruptible(store):
-        for group in micro_batches(mine, pairs, tokens):
-            batch = collate(group, None, next(model.parameters()).device)
+        for group in micro_batches(mine, pairs, tokens, model.layout):
+            batch = collate(group, None, next(model.parameters()).device, model.layout)
             with torch.no_grad():
-                logps_2PC = batch.spread(model(batch.ids, batch.mask, batch.wanted)).cpu().numpy()
+                logps_2PC = batch.spread(model(**batch.inputs)).cpu().numpy()
             for i, example in enumerate(group):
                 chosen = logps_2PC[i, : len(example.chosen.weights)]
                 store.add(example.example_hash, chosen, logps_2PC[i + len(group), : len(example.rejected.weights)])

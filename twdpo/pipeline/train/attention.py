@@ -1,0 +1,126 @@
+"""Attention over sequences laid end to end, some of which share a beginning: an attention function for transformers.
+
+Registers `twdpo_branches` beside transformers' own functions. A `Stem` is a run of tokens from which branches part: a
+prompt and its two answers. Each branch sees the stem and itself, never another branch. Without stems the function is
+transformers' SDPA. Not for: deciding what is laid where (`layouts.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from twdpo.errors import ModelError
+
+NAME = "twdpo_branches"
+
+#: Arguments that change the scores in ways that are not followed here.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask", "block_mask", "score_mod")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stem:
+    """`length` tokens that all branches share, then the branches' own tokens, one branch after another."""
+
+    length: int
+    branches: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        """Of stem and branches."""
+        return self.length + sum(self.branches)
+
+
+_observed: set[int | None] | None = None
+
+
+@contextmanager
+def observed_windows() -> Iterator[set[int | None]]:
+    """The sliding windows that layers ask for while the block runs; None is among them where one asks for none."""
+    global _observed
+    windows: set[int | None] = set()
+    _observed = windows
+    try:
+        yield windows
+    finally:
+        _observed = None
+
+
+def register() -> str:
+    """Make the attention function known to transformers and return its name; harmless when repeated."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, branch_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+    return NAME
+
+
+def branch_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    stems: Sequence[Stem] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """An attention function of transformers; query [1, heads, T, width], key and value with heads of their own.
+
+    T is the sum of the stems' tokens. Returns [1, T, heads, width]. Raises ModelError for scores that are computed in
+    ways it does not know.
+    """
+    if stems is None:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return output, None
+    for name in _UNSUPPORTED:
+        if kwargs.get(name) is not None:
+            raise ModelError(f"{type(module).__name__} uses {name}; use --layout padded")
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    options = {"scale": kwargs.get("scaling"), "window": kwargs.get("sliding_window")}
+    if _observed is not None:
+        _observed.add(options["window"])
+    # One split for all, since each slice would fill a tensor of the whole size on the way back.
+    sizes = [size for stem in stems for size in (stem.length, *stem.branches)]
+    parts = list(zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True))
+    outputs: list[Tensor] = []
+    at = 0
+    for stem in stems:
+        (q, k, v), *branches = parts[at : at + 1 + len(stem.branches)]
+        at += 1 + len(stem.branches)
+        for number, (branch_q, branch_k, branch_v) in enumerate(branches):
+            keys, values = (torch.cat(pair, dim=2) for pair in ((k, branch_k), (v, branch_v)))
+            # The first branch brings the stem's own outputs along; the others look back at it.
+            queries = torch.cat([q, branch_q], dim=2) if number == 0 else branch_q
+            outputs.append(_causal(queries, keys, values, **options))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None) -> Tensor:
+    """Attention of the last queries of a sequence; query i sees keys up to i + (keys − queries)."""
+    length = k.shape[2]
+    if window is not None and window < length:
+        places = torch.arange(length, device=q.device)
+        distance = places[length - q.shape[2] :, None] - places
+        return scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window), scale=scale)
+    if q.shape[2] == length:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    if q.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right
+
+        # Known to the flash kernel, which then needs no mask.
+        bias: Any = causal_lower_right(q.shape[2], length)
+        return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
+    mask = torch.ones(q.shape[2], length, dtype=torch.bool, device=q.device).tril(length - q.shape[2])
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
