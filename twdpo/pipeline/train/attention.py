@@ -85,42 +85,43 @@ def branch_attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses {name}; use --layout padded")
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     options = {"scale": kwargs.get("scaling"), "window": kwargs.get("sliding_window")}
     if _observed is not None:
         _observed.add(options["window"])
-    # One split for all, since each slice would fill a tensor of the whole size on the way back.
-    sizes = [size for stem in stems for size in (stem.length, *stem.branches)]
-    parts = list(zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True))
+    # One split for all, since each slice would fill a tensor of the whole size on the way back. The first branch stands
+    # beside its stem already.
+    sizes = [size for stem in stems for size in (stem.length + stem.branches[0], *stem.branches[1:])]
+    parts = zip(*(torch.split(tensor, sizes, dim=2) for tensor in (query, key, value)), strict=True)
     outputs: list[Tensor] = []
-    at = 0
     for stem in stems:
-        (q, k, v), *branches = parts[at : at + 1 + len(stem.branches)]
-        at += 1 + len(stem.branches)
-        for number, (branch_q, branch_k, branch_v) in enumerate(branches):
-            keys, values = (torch.cat(pair, dim=2) for pair in ((k, branch_k), (v, branch_v)))
-            # The first branch brings the stem's own outputs along; the others look back at it.
-            queries = torch.cat([q, branch_q], dim=2) if number == 0 else branch_q
-            outputs.append(_causal(queries, keys, values, **options))
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        q, k, v = next(parts)
+        outputs.append(_causal(q, k, v, **options).transpose(1, 2))
+        for _ in stem.branches[1:]:
+            branch_q, branch_k, branch_v = next(parts)
+            keys = torch.cat([k[:, :, : stem.length], branch_k], dim=2)
+            values = torch.cat([v[:, :, : stem.length], branch_v], dim=2)
+            outputs.append(_causal(branch_q, keys, values, **options).transpose(1, 2))
+    # Joined in the order that the output projection wants: nothing is copied again.
+    return torch.cat(outputs, dim=1), None
 
 
 def _causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None) -> Tensor:
     """Attention of the last queries of a sequence; query i sees keys up to i + (keys − queries)."""
-    length = k.shape[2]
+    length, grouped = k.shape[2], q.shape[1] != k.shape[1]
+    if q.shape[2] == length and (window is None or window >= length):
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    if q.is_cuda and grouped:  # beside a mask its kernels want as many keys as queries
+        groups = q.shape[1] // k.shape[1]
+        k, v, grouped = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1), False
+    mask: Any
     if window is not None and window < length:
         places = torch.arange(length, device=q.device)
         distance = places[length - q.shape[2] :, None] - places
-        return scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < window), scale=scale)
-    if q.shape[2] == length:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
-    if q.is_cuda:
+        mask = (distance >= 0) & (distance < window)
+    elif q.is_cuda:
         from torch.nn.attention.bias import causal_lower_right
 
-        # Known to the flash kernel, which then needs no mask.
-        bias: Any = causal_lower_right(q.shape[2], length)
-        return scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale)
-    mask = torch.ones(q.shape[2], length, dtype=torch.bool, device=q.device).tril(length - q.shape[2])
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        mask = causal_lower_right(q.shape[2], length)  # known to the flash kernel, which then needs no mask
+    else:
+        mask = torch.ones(q.shape[2], length, dtype=torch.bool, device=q.device).tril(length - q.shape[2])
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)

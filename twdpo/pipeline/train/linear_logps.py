@@ -66,22 +66,27 @@ class _LinearLogps(torch.autograd.Function):
         with torch.autocast(hidden_ND.device.type, enabled=False):
             head = _Head(weight_VD.to(dtype), bias_V, rules)
             kept: Tensor | None = None
-            logps, normalisers = [], []
+            logps, maxima, sums = [hidden_ND.new_zeros(0, dtype=_wide(dtype))], [], []
             for start in range(0, len(targets_N), chunk):
                 part = slice(start, start + chunk)
                 kept = None  # freed before the next is made
-                kept = head.logits(hidden_ND[part].to(dtype))
-                normalisers.append(kept.logsumexp(-1))
-                logps.append(kept.gather(-1, targets_N[part, None])[:, 0] - normalisers[-1])
-        normaliser_N = torch.cat(normalisers) if normalisers else hidden_ND.new_zeros(0)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, normaliser_N)
-        ctx.kept = kept if any(ctx.needs_input_grad) else None
+                logits_NV = head.logits(hidden_ND[part].to(dtype))
+                maxima.append(logits_NV.amax(-1))
+                chosen_N = logits_NV.gather(-1, targets_N[part, None])[:, 0]
+                kept = logits_NV.sub_(maxima[-1][:, None]).exp_()
+                sums.append(kept.sum(-1))
+                logps.append(chosen_N - maxima[-1] - sums[-1].log())
+                del logits_NV
+        statistics = [torch.cat(parts) if parts else logps[0] for parts in (maxima, sums)]
+        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, targets_N, *statistics)
+        # A bounded head needs the logits themselves on the way back.
+        ctx.kept = kept if any(ctx.needs_input_grad) and rules.cap is None else None
         ctx.chunk, ctx.dtype, ctx.rules = chunk, dtype, rules
-        return torch.cat(logps) if logps else normaliser_N.clone()
+        return torch.cat(logps)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, targets_N, normaliser_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, targets_N, maximum_N, sum_N = ctx.saved_tensors
         upstream_N = gradients[0]
         wants_hidden, wants_weight, wants_bias = ctx.needs_input_grad[:3]
         head = _Head(weight_VD.to(ctx.dtype), bias_V, ctx.rules)
@@ -89,16 +94,18 @@ class _LinearLogps(torch.autograd.Function):
         weight_gradient: Tensor | None = None
         bias_gradient = torch.zeros_like(bias_V) if wants_bias else None
         kept, ctx.kept = ctx.kept, None
-        # From the end: the last chunk's logits are still there.
+        # From the end: the last chunk's exponentials are still there.
         for start in reversed(range(0, len(targets_N), ctx.chunk)):
             rows = start + torch.nonzero(upstream_N[start : start + ctx.chunk])[:, 0]
             if len(rows):
                 hidden = hidden_ND[rows].to(ctx.dtype)
                 if kept is None:
-                    logits = head.logits(hidden)
+                    exponentials_NV, bound = head.exponentials(hidden, maximum_N[rows])
                 else:
-                    logits = kept if len(rows) == len(kept) else kept[rows - start]
-                delta_NV = head.gradient(logits, upstream_N[rows], targets_N[rows], normaliser_N[rows]).to(ctx.dtype)
+                    exponentials_NV, bound = kept if len(rows) == len(kept) else kept[rows - start], None
+                delta_NV = exponentials_NV.mul_((-upstream_N[rows] / sum_N[rows])[:, None])
+                delta_NV[torch.arange(len(rows), device=rows.device), targets_N[rows]] += upstream_N[rows]
+                delta_NV = head.unfinish(delta_NV, bound).to(ctx.dtype)
                 if hidden_gradient is not None:
                     hidden_gradient[rows] = matmul_nt(delta_NV, head.weight.t()).to(hidden_gradient.dtype)
                 if wants_weight:
@@ -106,7 +113,7 @@ class _LinearLogps(torch.autograd.Function):
                     weight_gradient = part if weight_gradient is None else weight_gradient.add_(part)
                 if bias_gradient is not None:
                     bias_gradient += delta_NV.sum(0)
-                del logits, delta_NV
+                del exponentials_NV, delta_NV
             kept = None
         if wants_weight and weight_gradient is None:
             weight_gradient = torch.zeros_like(weight_VD)
@@ -124,18 +131,25 @@ class _Head:
         logits = matmul_nt(hidden_ND, self.weight)
         if self._bias is not None:
             logits += self._bias
-        logits = logits.float() if logits.dtype != torch.float64 else logits
+        logits = logits.to(_wide(logits.dtype))
         if self._rules.scale != 1.0:
             logits *= self._rules.scale
         if self._rules.cap:
             logits.div_(self._rules.cap).tanh_().mul_(self._rules.cap)
         return logits
 
-    def gradient(self, logits_NV: Tensor, upstream_N: Tensor, targets_N: Tensor, normaliser_N: Tensor) -> Tensor:
-        """∂ Σ upstream · logp / ∂ (h Wᵀ + b), in the place of the logits."""
-        bound = 1.0 - (logits_NV / self._rules.cap) ** 2 if self._rules.cap else None
-        delta = logits_NV.sub_(normaliser_N[:, None]).exp_().mul_(-upstream_N[:, None])
-        delta[torch.arange(len(targets_N), device=delta.device), targets_N] += upstream_N
-        if bound is not None:
-            delta *= bound
-        return delta.mul_(self._rules.scale) if self._rules.scale != 1.0 else delta
+    def exponentials(self, hidden_ND: Tensor, maximum_N: Tensor) -> tuple[Tensor, Tensor | None]:
+        """exp(logits − maximum), and the slope of the bound at these logits."""
+        logits = self.logits(hidden_ND)
+        slope = 1.0 - (logits / self._rules.cap) ** 2 if self._rules.cap else None
+        return logits.sub_(maximum_N[:, None]).exp_(), slope
+
+    def unfinish(self, gradient_NV: Tensor, slope: Tensor | None) -> Tensor:
+        """The gradient of h Wᵀ + b, in the place of that of the logits."""
+        if slope is not None:
+            gradient_NV *= slope
+        return gradient_NV.mul_(self._rules.scale) if self._rules.scale != 1.0 else gradient_NV
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

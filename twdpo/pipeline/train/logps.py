@@ -22,6 +22,7 @@ from twdpo.pipeline.cpu_linear import use_fast_linear
 from twdpo.pipeline.train.attention import Stem, observed_windows, register
 from twdpo.pipeline.train.data import Example, Side
 from twdpo.pipeline.train.layouts import collate
+from twdpo.pipeline.train.lean import keep_less
 from twdpo.pipeline.train.linear_logps import HeadRules, linear_logps
 
 #: Logits held at a time: 2^25 in float32 are 128 MiB, and a few times that in the backward pass.
@@ -61,6 +62,7 @@ class TokenLogps(nn.Module):
         self._chunk = max(1, chunk_logits // int(config.vocab_size))
         self._rules = head_rules(config)
         use_fast_linear(model)
+        keep_less(model)
         self.layout = "padded"
         self.head = self._choose_head(HEADS if head is None else (head,))
         if layout != "padded":
@@ -154,7 +156,7 @@ class TokenLogps(nn.Module):
 
     @torch.no_grad()
     def _agrees(self) -> bool:
-        """Whether head and layout give what the model's own logits give, on short pairs, with magnified hidden states."""
+        """Whether head and layout give what the model's own logits give, on short pairs, hidden states magnified."""
         head = self.model.get_output_embeddings()
         if head is None or (self.head == "fused" and not _is_one_matrix(head)):
             return False
