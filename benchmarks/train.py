@@ -344,12 +344,9 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         task = prepare(options, Path(folder))
-        print(
-            f"\n{describe()}\n{options.model}, {options.dtype}, {task['pairs']} pairs of {Path(options.dataset).name},"
-        )
-        print(
-            f"{task['tokens']:,} tokens, batch {options.batch}, max length {options.max_length}, {options.rounds} rounds\n"
-        )
+        drawn = f"{task['pairs']} pairs of {Path(options.dataset).name}, {task['tokens']:,} tokens"
+        print(f"\n{describe()}\n{options.model}, {options.dtype}, {drawn},")
+        print(f"batch {options.batch}, max length {options.max_length}, {options.rounds} rounds\n")
         ablate(task, options.rounds) if options.ablate else compare(task, options.rounds, options.trl_checkpointing)
 
 
