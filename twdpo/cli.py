@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twdpo import __version__, cli_cache
+from twdpo import __version__, cli_cache, recipes
 from twdpo.errors import Interrupted, TwdpoError, UsageError
 from twdpo.options import configured
 from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
@@ -79,7 +79,7 @@ def annotate(config: AnnotateConfig) -> None:
 
 
 @app.command()
-@configured(TrainConfig, TRAIN_HELP)
+@configured(TrainConfig, TRAIN_HELP, find=recipes.find)
 def train(config: TrainConfig) -> None:
     """Stage two: train a policy on the pairs with their cached token weights.
 

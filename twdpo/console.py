@@ -25,14 +25,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.progress import Pace, TrainProgress
 from twdpo.results import rates
 
 if TYPE_CHECKING:
     from twdpo.pipeline.annotate.run import AnnotateProgress
 
-#: Rows between two lines of progress where stderr is no terminal (a log file).
+#: Seconds between two lines of progress where stderr is no terminal (a log file).
 _LOG_SECONDS = 30.0
+#: What a bar's remaining time is told by: the pace over so many seconds.
+_PACE_SECONDS = 1800.0
 
 
 def stdout() -> Console:
@@ -63,6 +65,8 @@ def progress_bar(console: Console) -> Progress:
         TextColumn("{task.fields[note]}", style="dim"),
         console=console,
         transient=False,
+        # Long enough for steps of minutes; with rich's 30 seconds their remaining time would not be known.
+        speed_estimate_period=_PACE_SECONDS,
     )
 
 
@@ -157,24 +161,44 @@ class _TrainBars(TrainProgress):
 
 
 class _TrainLog(TrainProgress):
-    def __init__(self, console: Console) -> None:
-        self._console, self._last = console, 0.0
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock, self._last = console, clock, -_LOG_SECONDS
+        self._pace: Pace | None = None
 
     def start(self, task: str, total: int | None) -> None:
         """One line a task."""
         if task != "evaluation":
             self.note(f"{_TASKS.get(task, task)}{f': {total:,}' if total is not None else ''}")
+        if task == "training" and total is not None:
+            self._pace = Pace(total, self._clock)
+
+    def advance(self, task: str, items: int = 1) -> None:
+        """Keep the pace."""
+        if task == "training" and self._pace is not None:
+            self._pace.advance(items)
 
     def record(self, metrics: Mapping[str, float]) -> None:
         """A line of metrics, not too often; evaluations always."""
-        now = time.monotonic()
-        if "eval_loss" in metrics or now - self._last >= _LOG_SECONDS:
+        now = self._clock()
+        is_last = self._pace is not None and metrics["step"] == self._pace.total
+        if "eval_loss" in metrics or is_last or now - self._last >= _LOG_SECONDS:
             self._last = now if "loss" in metrics else self._last
-            self.note(f"step {metrics['step']:.0f}  {_metrics(metrics)}")
+            of = f"/{self._pace.total}" if self._pace else ""
+            left = self._pace.left() if self._pace else None
+            time_left = f"  {_duration(left)} left" if left and "loss" in metrics else ""
+            self.note(f"step {metrics['step']:.0f}{of}  {_metrics(metrics)}{time_left}")
 
     def note(self, text: str) -> None:
         """Print a line."""
         self._console.print(text, soft_wrap=True, markup=False)
+
+
+def _duration(seconds: float) -> str:
+    """A span of time in its largest unit or two: 40 s, 12 min, 3 h 20 min."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _metrics(metrics: Mapping[str, float]) -> str:

@@ -18,7 +18,7 @@ from twdpo.config import resolve
 
 Config = TypeVar("Config")
 
-_FILE_HELP = "YAML file with these options (dashes or underscores); flags win over it."
+_FILE_HELP = "YAML file{recipe} with these options (dashes or underscores); flags win over it."
 
 
 def configured(
@@ -26,18 +26,20 @@ def configured(
     help_texts: Mapping[str, str],
     parse: Mapping[str, Callable[[str], Any]] | None = None,
     positional: Collection[str] = (),
+    find: Callable[[str], str] | None = None,
 ) -> Callable[[Callable[[Config], None]], Callable[..., None]]:
     """Make a command of a function of one configuration: each field of `kind` becomes an option, and --config FILE.
 
     parse: field → what turns the option's text into the field's value, for fields that are no plain type. positional:
-    fields that are given by their place, without a flag.
+    fields that are given by their place, without a flag. find: what --config was given → the file.
     """
     parse = parse or {}
 
     def decorate(function: Callable[[Config], None]) -> Callable[..., None]:
         def command(config: str | None = None, **flags: Any) -> None:
             given = {name: parse[name](v) if name in parse and v is not None else v for name, v in flags.items()}
-            function(resolve(kind, config, given, positional=positional))
+            file = find(config) if find and config else config
+            function(resolve(kind, file, given, positional=positional))
 
         hints = typing.get_type_hints(kind)
         parameters = [
@@ -46,7 +48,8 @@ def configured(
             else _parameter(field, str if field.name in parse else hints[field.name], help_texts[field.name])
             for field in fields(kind)  # type: ignore[arg-type]
         ]
-        file = Annotated[str | None, typer.Option("--config", metavar="FILE", help=_FILE_HELP)]
+        about = _FILE_HELP.format(recipe=", or the name of a recipe," if find else "")
+        file = Annotated[str | None, typer.Option("--config", metavar="FILE", help=about)]
         parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=file))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -101,6 +101,10 @@ def train_rows(result: TrainResult) -> dict[str, Any]:
             rows[label] = f"{before} → {form.format(result.after[name])}"
     rows["seconds"] = ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())
     rows["model"] = f"{result.out}/"
+    if result.best_step is not None:
+        rows["best held-out loss"] = f"after step {result.best_step}: {result.out}/best/"
+    if result.pushed is not None:
+        rows["on the hub"] = result.pushed
     return rows
 
 

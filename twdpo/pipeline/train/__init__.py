@@ -7,23 +7,32 @@ Not for: making weights (`pipeline/annotate`). Importing this package imports ne
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 from twdpo.errors import Interrupted
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.result import TrainResult
 
+if TYPE_CHECKING:
+    from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped,unused-ignore]
+
 __all__ = ["TrainConfig", "TrainProgress", "TrainResult", "train"]
 
 
-def train(config: TrainConfig, progress: TrainProgress | None = None) -> TrainResult:
-    """Train as `config` says, telling `progress` about it.
+def train(
+    config: TrainConfig, progress: TrainProgress | None = None, *, trackers: Sequence[GeneralTracker] = ()
+) -> TrainResult:
+    """Train as `config` says, telling `progress` about it. `trackers`: of accelerate's kind, besides `config.tracker`.
 
     Raises UsageError, DataError, ModelError, CacheError (MissingRows where pairs have no weights), TrainingError (the
-    loss is not finite; a checkpoint of another run), StorageError, and Interrupted on Ctrl-C.
+    loss is not finite; a checkpoint of another run; a tracker that cannot start), StorageError,
+    HubUnavailable, and Interrupted on Ctrl-C.
     """
     from twdpo.pipeline.train.loop import run
 
     try:
-        return run(config, progress or TrainProgress())
+        return run(config, progress or TrainProgress(), trackers)
     except KeyboardInterrupt:
         raise Interrupted("stopped; run the same command again, and what is finished is used") from None

@@ -1,7 +1,7 @@
 """Checkpoints: parameters, optimizer, random state and position, whole or not there at all.
 
-Each is a folder written under a temporary name and renamed when it is complete; the last two are kept. Tensors are in
-safetensors files, the rest in JSON: nothing is unpickled. Not for: the finished model (`output.py`).
+Each is a folder written under a temporary name and renamed when it is complete. Tensors are in safetensors files, the
+rest in JSON: nothing is unpickled. Not for: which ones are kept (`retention.py`), the finished model (`output.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from twdpo.pipeline.train.config import FREE_ON_RESUME, flag
 from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, storing
 
 FOLDER = "checkpoints"
-KEPT = 2
 _FORMAT = 1
 _MODEL, _OPTIMIZER, _SETTINGS, _STATE = "model.safetensors", "optimizer.safetensors", "optimizer.json", "state.json"
 
@@ -47,7 +46,7 @@ class Position:
 
 
 def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> Path:
-    """Write a checkpoint and drop those before the last two. Raises StorageError; the older ones then stay."""
+    """Write a checkpoint. Raises StorageError."""
     folder = out / FOLDER
     target = folder / f"step-{position.step:08d}"
     with storing_tensors(target):
@@ -60,8 +59,6 @@ def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimize
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         fsync_folder(folder)
-    for old in _complete(out)[:-KEPT]:
-        shutil.rmtree(old, ignore_errors=True)
     return target
 
 
@@ -69,7 +66,14 @@ def last_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint; what a crash left half-written is removed."""
     for stray in (out / FOLDER).glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(stray, ignore_errors=True)
-    return next(reversed(_complete(out)), None)
+    found = complete_checkpoints(out)
+    return found[max(found)] if found else None
+
+
+def complete_checkpoints(out: Path) -> dict[int, Path]:
+    """Every complete checkpoint by its step."""
+    folders = (path for path in (out / FOLDER).glob("step-*") if (path / _STATE).is_file())
+    return {int(path.name.removeprefix("step-")): path for path in folders}
 
 
 def read_position(checkpoint: Path) -> Position:
@@ -98,8 +102,8 @@ def refuse_changes(checkpoint: Path, found: Position, config: Mapping[str, Any],
 
 def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Put a checkpoint's parameters, optimizer state and random state in place. Raises TrainingError."""
-    try:
-        load_model(model, checkpoint / _MODEL)
+    load_parameters(checkpoint, model)
+    with _reading(checkpoint):
         tensors = load_file(checkpoint / _OPTIMIZER)
         content = json.loads((checkpoint / _SETTINGS).read_text("utf-8"))
         state = content["state"]
@@ -110,14 +114,26 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
                 state.setdefault(number, {})[field] = tensor
         groups = content["param_groups"]
         optimizer.load_state_dict({"state": {int(n): s for n, s in state.items()}, "param_groups": groups})
+    torch.set_rng_state(tensors["rng/cpu"])
+    if torch.cuda.is_available() and "rng/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng/cuda"])
+
+
+def load_parameters(checkpoint: Path, model: nn.Module) -> None:
+    """Put a checkpoint's parameters in place. Raises TrainingError."""
+    with _reading(checkpoint):
+        load_model(model, checkpoint / _MODEL)
+
+
+@contextmanager
+def _reading(checkpoint: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError) as error:
         raise TrainingError(
             f"{checkpoint} is damaged ({str(error).splitlines()[0][:200]}); "
             "delete that folder to go on from the one before"
         ) from None
-    torch.set_rng_state(tensors["rng/cpu"])
-    if torch.cuda.is_available() and "rng/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["rng/cuda"])
 
 
 @contextmanager
@@ -157,7 +173,3 @@ def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, pos
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1), "utf-8")
-
-
-def _complete(out: Path) -> list[Path]:
-    return sorted(path for path in (out / FOLDER).glob("step-*") if (path / _STATE).is_file())

@@ -38,6 +38,7 @@ FREE_ON_RESUME = frozenset(
         "tracker",
         "run_name",
         "push",
+        "private",
         "accelerate_config",
         "num_processes",
     }
@@ -61,7 +62,8 @@ class TrainConfig:
     model instead of the adapter. layout: how sequences meet the model; `tree` computes a pair's prompt once, `packed`
     lays sequences end to end, `padded` side by side, `auto` takes the first of these that agrees with the model's own
     logits. streaming: read the pairs as they come, in constant memory, shuffled within blocks of `shuffle_block`.
-    tracker: `none`, or trackers of accelerate separated by commas. push: a hub repository for the result.
+    tracker: `none`, or trackers of accelerate separated by commas. push: a hub repository for the result;
+    private: for you alone, where it is made now.
     accelerate_config: `ddp`, `fsdp2`, `zero3` or a file of `accelerate config`; num_processes: how many to start.
     Raises UsageError where a value is out of range.
     """
@@ -113,6 +115,7 @@ class TrainConfig:
     tracker: str = "none"
     run_name: str | None = None
     push: str | None = None
+    private: bool = False
     accelerate_config: str | None = None
     num_processes: int | None = None
     trust_remote_code: bool = False
@@ -153,6 +156,11 @@ class TrainConfig:
         if not 0.0 <= self.label_smoothing < 0.5:
             raise UsageError(f"--label-smoothing {self.label_smoothing} is outside 0 to 0.5 (0.5 excluded)")
         parse_eval_split(self.eval_split)
+
+    @property
+    def name(self) -> str:
+        """What the run is called where it has to be told from others."""
+        return self.run_name or Path(self.out).absolute().name
 
     @property
     def reference_folder(self) -> Path:
@@ -202,14 +210,16 @@ HELP = {
     "eval_split": "Held-out pairs: auto (2 %, at most 256), none, a share, a count, or a split's name.",
     "eval_every": "Steps between evaluations; 0 for before and after only.",
     "save_every": "Steps between checkpoints; 0 for none.",
-    "keep_checkpoints": "How many of the last checkpoints are kept.",
+    "keep_checkpoints": "How many of the last checkpoints are kept; the best one is kept besides.",
     "log_every": "Steps that a line of metrics.jsonl covers.",
     "resume": "Go on from the last checkpoint in --out.",
     "seed": "Decides the order of the pairs.",
     "reference_cache": "Folder for reference log-probs; beside the weights cache unless given.",
-    "tracker": "Where curves go besides metrics.jsonl: none, tensorboard, wandb, trackio, mlflow; several with commas.",
+    "tracker": "Where curves go besides metrics.jsonl: none, tensorboard, wandb, trackio, mlflow or another that "
+    "accelerate knows; several with commas.",
     "run_name": "Name of the run for trackers; the name of --out unless given.",
-    "push": "Hub repository that gets the result at the end.",
+    "push": "Model repository on the hub (owner/name) that gets the finished model.",
+    "private": "Of a repository that --push makes now: for you alone.",
     "accelerate_config": "Start several processes: ddp, fsdp2, zero3, or a file that accelerate config wrote.",
     "num_processes": "How many processes to start on this machine.",
     "trust_remote_code": "Run code that a model's repository brings along.",

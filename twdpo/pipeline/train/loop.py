@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
+from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped,unused-ignore]
 
 from twdpo.errors import Interrupted, TrainingError, UsageError
 from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
 from twdpo.pipeline.train.batches import TOKEN_BUDGET, Plan, micro_batches, share, step_indices
+from twdpo.pipeline.train.card import RunFacts
 from twdpo.pipeline.train.checkpoint import (
     Position,
     last_checkpoint,
@@ -31,23 +33,27 @@ from twdpo.pipeline.train.checkpoint import (
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.ctrl_c import CtrlC
 from twdpo.pipeline.train.data import Example, Examples, digest, join
+from twdpo.pipeline.train.finish import finish
 from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps, checkpoint_activations, disable_dropout
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
 from twdpo.pipeline.train.optim import learning_rate, make_optimizer
-from twdpo.pipeline.train.output import METRICS, claim, model_card, save_configuration, save_model
+from twdpo.pipeline.train.output import METRICS, claim, save_configuration
 from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.publish import open_repository
 from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
 from twdpo.pipeline.train.render import Renderer
-from twdpo.pipeline.train.result import TrainResult
+from twdpo.pipeline.train.result import Clock, TrainResult
+from twdpo.pipeline.train.retention import Best, best_before, drop_old
+from twdpo.pipeline.train.trackers import Trackers, parse_trackers
 from twdpo.weights_cache import Manifest, WeightsCache
 from twdpo.weights_cache.transforms import parse_attn_source
 
 
-def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
+def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[GeneralTracker] = ()) -> TrainResult:
     """Train as `config` says. Raises what its parts raise, TrainingError, and Interrupted on Ctrl-C."""
-    clock = _Clock()
+    clock = Clock()
     manifest = Manifest.load(Path(config.weights))
     config = replace(
         config,
@@ -57,8 +63,11 @@ def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
     if not config.model:
         raise UsageError(f"--model is missing: {config.weights} names no judge that could be trained instead")
     layers = parse_attn_source(config.attn_source, manifest.recipe.layers)
+    trackers = parse_trackers(config.tracker)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
     checkpoint = claim(config) if accelerator.is_main_process else None
+    if config.push and accelerator.is_main_process:
+        open_repository(config.push, private=config.private)
     accelerator.wait_for_everyone()
     checkpoint = checkpoint or (last_checkpoint(Path(config.out)) if config.resume else None)
 
@@ -72,12 +81,25 @@ def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
     reference = _reference(config, accelerator, loaded, model, renderer, examples, progress)
     clock.lap("reference")
 
-    loop = _Loop(config, accelerator, model, examples, reference, progress)
+    tracking = Trackers(trackers, out=Path(config.out), run_name=config.name, note=progress.note, more=more_trackers)
+    loop = _Loop(config, accelerator, model, examples, reference, progress, tracking)
     before, after = loop.run(checkpoint)
     clock.lap("training")
+    best, pushed = loop.best(), None
     if accelerator.is_main_process:
-        card = model_card(config, manifest, examples, loop.plan.steps, before, after, loop.last_record)
-        save_model(config, loaded, card)
+        facts = RunFacts(
+            config=config,
+            manifest=manifest,
+            model_revision=loaded.revision,
+            pairs=len(examples.train),
+            heldout=len(examples.heldout),
+            evaluations=loop.evaluations,
+            last=loop.last_record,
+            steps=loop.plan.steps,
+            best=best,
+            processes=accelerator.num_processes,
+        )
+        pushed = finish(facts, loaded, progress)
     accelerator.wait_for_everyone()
     clock.lap("saving")
     return TrainResult(
@@ -85,6 +107,8 @@ def run(config: TrainConfig, progress: TrainProgress) -> TrainResult:
         model=str(config.model),
         steps=loop.plan.steps,
         resumed_at=loop.resumed_at,
+        best_step=best.step if best else None,
+        pushed=pushed,
         pairs=len(examples.train),
         heldout=len(examples.heldout),
         truncated=examples.truncated,
@@ -157,6 +181,7 @@ class _Loop:
         examples: Examples,
         reference: Mapping[str, Logps],
         progress: TrainProgress,
+        trackers: Trackers,
     ) -> None:
         self._config, self._accelerator, self._progress = config, accelerator, progress
         self._train, self._heldout, self._reference = examples.train, examples.heldout, reference
@@ -164,20 +189,20 @@ class _Loop:
         optimizer = make_optimizer(config.optimizer, model, config.weight_decay)
         self._policy, self._layout = model.model, model.layout
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
-        self._metrics = MetricsFile(Path(config.out) / METRICS)
+        self._metrics, self._trackers = MetricsFile(Path(config.out) / METRICS), trackers
         self._ctrl_c = CtrlC(lambda: progress.note("stopping: saving a checkpoint (Ctrl-C again to stop at once)"))
         self._step = 0
         self._window = Window.empty()
-        self._evaluations: dict[int, Record] = {}
+        self.evaluations: dict[int, Record] = {}
         self.resumed_at: int | None = None
         self.last_record: Record = {}
 
     def run(self, checkpoint: Path | None) -> tuple[Record, Record]:
         """Train to the end; the evaluations before and after, empty without held-out pairs."""
-        self._begin(checkpoint)
-        self._progress.start("training", self.plan.steps)
-        self._progress.advance("training", self._step)
-        with self._ctrl_c:
+        with self._ctrl_c, self._trackers:
+            self._begin(checkpoint)
+            self._progress.start("training", self.plan.steps)
+            self._progress.advance("training", self._step)
             try:
                 while True:
                     if self._evaluation_is_due():
@@ -192,7 +217,11 @@ class _Loop:
             except _Stop:
                 self._interrupt()
         self._progress.finish("training")
-        return self._evaluations.get(0, {}), self._evaluations.get(self.plan.steps, {})
+        return self.evaluations.get(0, {}), self.evaluations.get(self.plan.steps, {})
+
+    def best(self) -> Best | None:
+        """The checkpoint with the best held-out loss; None where that is the last model."""
+        return best_before(Path(self._config.out), self.plan.steps, self.evaluations)
 
     def _begin(self, checkpoint: Path | None) -> None:
         """Start at step 0, or where a checkpoint of this very run stands."""
@@ -205,9 +234,11 @@ class _Loop:
             self._window = Window.from_state(position.window)
         if self._accelerator.is_main_process:
             save_configuration(self._config)
+            settings = asdict(self._config) | {"pairs": len(self._train), "heldout": len(self._heldout)}
+            self._trackers.start(settings, None if checkpoint is None else self._metrics.read())
             for record in self._metrics.begin(self._step):
                 if "eval_loss" in record:
-                    self._evaluations[int(record["step"])] = record
+                    self.evaluations[int(record["step"])] = record
                 else:
                     self.last_record = record
         if checkpoint is not None:
@@ -258,7 +289,7 @@ class _Loop:
     def _evaluation_is_due(self) -> bool:
         every = self._config.eval_every
         regular = self._step in (0, self.plan.steps) or (every > 0 and self._step % every == 0)
-        return bool(self._heldout) and regular and self._step not in self._evaluations
+        return bool(self._heldout) and regular and self._step not in self.evaluations
 
     @torch.no_grad()
     def _evaluate(self) -> None:
@@ -275,7 +306,7 @@ class _Loop:
             self._check_stop(False)
         record = self._stamp() | means(accelerator.reduce(sums, "sum"), len(self._heldout), "eval_")
         record["eval_seconds"] = time.perf_counter() - started
-        self._evaluations[self._step] = record
+        self.evaluations[self._step] = record
         self._progress.finish("evaluation")
         self._write(record)
 
@@ -288,6 +319,7 @@ class _Loop:
     def _write(self, record: Record) -> None:
         if self._accelerator.is_main_process:
             self._metrics.add(record)
+            self._trackers.log(record)
             self._progress.record(record)
 
     def _stamp(self) -> Record:
@@ -295,10 +327,11 @@ class _Loop:
 
     def _save(self) -> None:
         if self._accelerator.is_main_process:
-            position = Position(
-                step=self._step, window=self._window.state(), config=asdict(self._config), data=self._data
-            )
-            save_checkpoint(Path(self._config.out), self._policy, self._optimizer, position)
+            window, config = self._window.state(), asdict(self._config)
+            position = Position(step=self._step, window=window, config=config, data=self._data)
+            out = Path(self._config.out)
+            save_checkpoint(out, self._policy, self._optimizer, position)
+            drop_old(out, self._config.keep_checkpoints, self.evaluations)
         self._accelerator.wait_for_everyone()
 
     def _refuse_nan(self, losses: torch.Tensor, group: list[Example]) -> None:
@@ -331,18 +364,6 @@ class _Loop:
             self._save()
         where = f"after step {self._step} of {self.plan.steps}; a checkpoint is saved" if self._step else "at the start"
         raise Interrupted(f"stopped {where}; run the same command again to go on")
-
-
-class _Clock:
-    """Seconds of each part of a run."""
-
-    def __init__(self) -> None:
-        self.laps: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name], self._last = now - self._last, now
 
 
 def _token_budget(accelerator: Accelerator) -> int:

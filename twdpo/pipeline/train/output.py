@@ -1,10 +1,12 @@
-"""The folder that a run writes: claiming it, and the finished model with its card.
+"""The folder that a run writes: claiming it, and putting the finished model in place.
 
     trained/  config.json, model.safetensors, tokenizer files   what from_pretrained loads; only of a finished run
-              train.yaml  README.md  metrics.jsonl               the resolved configuration, a card, the curves
+              best/                                              the same of the best step, where that is not the last
+              train.yaml  README.md  metrics.jsonl  curves.*     the resolved configuration, a card, figures, a plot
+              trackers/                                          what trackers such as TensorBoard keep on disk
               checkpoints/                                       while a run goes on
 
-Not for: checkpoints (`checkpoint.py`).
+Not for: checkpoints (`checkpoint.py`), the words of the card (`card.py`), the order of the last steps (`finish.py`).
 """
 
 from __future__ import annotations
@@ -12,25 +14,22 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from twdpo import __version__
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
 from twdpo.pipeline.models import LoadedModel, quiet_progress
-from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, storing_tensors
+from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors
 from twdpo.pipeline.train.config import TrainConfig
-from twdpo.pipeline.train.data import Examples
-from twdpo.pipeline.train.metrics import NAMES, Record
-from twdpo.weights_cache import Manifest
+from twdpo.pipeline.train.curves import PICTURES
+from twdpo.pipeline.train.trackers import FOLDER as TRACKERS
 from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, make_folder, write_file
 
 CONFIGURATION = "train.yaml"
 METRICS = "metrics.jsonl"
 _FINISHED = "config.json"
-_OWN = ("config.json", "generation_config.json", "model*.safetensors*", "README.md", METRICS, CONFIGURATION)
+BEST = "best"
+_OWN = ("config.json", "generation_config.json", "model*.safetensors*", "README.md", METRICS, CONFIGURATION, *PICTURES)
 
 
 def claim(config: TrainConfig) -> Path | None:
@@ -43,7 +42,8 @@ def claim(config: TrainConfig) -> Path | None:
     if any(out.iterdir()) and not (out / CONFIGURATION).is_file():
         raise UsageError(f"--out {out} is not empty and holds no training run; choose another folder")
     if not config.resume:
-        shutil.rmtree(out / FOLDER, ignore_errors=True)
+        for folder in (FOLDER, BEST, TRACKERS):
+            shutil.rmtree(out / folder, ignore_errors=True)
         for pattern in _OWN:
             for path in out.glob(pattern):
                 path.unlink()
@@ -59,71 +59,46 @@ def save_configuration(config: TrainConfig) -> None:
     write_file(Path(config.out) / CONFIGURATION, to_yaml(config).encode())
 
 
-def save_model(config: TrainConfig, loaded: LoadedModel, card: str) -> None:
-    """Write the finished model, its tokenizer and card, and drop the checkpoints. Raises StorageError.
+def save_models(
+    config: TrainConfig, loaded: LoadedModel, card: str, best_card: str, best: Path | None
+) -> tuple[str, ...]:
+    """Write the finished model, its tokenizer and card, then drop the checkpoints; returns the files, below `out`.
 
-    The files are written aside and moved in, `config.json` last: a folder that has it is complete.
+    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `loaded` then has. The
+    files are written aside and moved in, `config.json` last: a folder that has it is complete. Raises StorageError.
     """
     out = Path(config.out)
     with storing_tensors(out):
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
-            with quiet_progress():
-                loaded.model.save_pretrained(temporary)
-            loaded.tokenizer.save_pretrained(temporary)
-            (temporary / "README.md").write_text(card, "utf-8")
+            _write_model(temporary, loaded, card)
+            if best is not None:
+                load_parameters(best, loaded.model)
+                (temporary / BEST).mkdir()
+                _write_model(temporary / BEST, loaded, best_card)
             # Some writers make files that only their owner can read; a model is shared like its configuration.
             mode = (out / CONFIGURATION).stat().st_mode
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == _FINISHED):
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            for path in files:
                 path.chmod(mode)
                 with path.open("rb+") as stream:
                     os.fsync(stream.fileno())
+            written = tuple(path.relative_to(temporary).as_posix() for path in files)
+            shutil.rmtree(out / BEST, ignore_errors=True)
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name == _FINISHED):
+                if path.is_dir():
+                    path.chmod(out.stat().st_mode)
+                    fsync_folder(path)
                 path.replace(out / path.name)
             fsync_folder(out)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(out / FOLDER, ignore_errors=True)
+    return written
 
 
-def model_card(
-    config: TrainConfig,
-    manifest: Manifest,
-    examples: Examples,
-    steps: int,
-    before: Mapping[str, float],
-    after: Mapping[str, float],
-    last: Record,
-) -> str:
-    """The README of a trained model: what it is, data, weights, settings, figures."""
-    import yaml
-
-    header: dict[str, Any] = {
-        "library_name": "transformers",
-        "base_model": config.model,
-        "tags": ["twdpo", "dpo", "preference-optimization"],
-    }
-    recipe = manifest.recipe
-    data = config.dataset or ", ".join(sorted({str(source.get("name")) for source in manifest.sources})) or "the cache"
-    lines = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---",
-        f"# {Path(config.out).name}",
-        f"{config.model}, trained by token-weighted DPO (twdpo {__version__}).",
-        f"- data: {data}; {len(examples.train)} pairs trained on, {len(examples.heldout)} held out",
-        f"- token weights: {recipe.source}, judge {recipe.judge_model}, recipe {manifest.fingerprint}, "
-        f"source {config.attn_source}, sink fix {'on' if config.sink_fix else 'off'}, "
-        f"uncovered tokens {config.uncovered}, uniform mix {config.uniform_mix:g}",
-        f"- {steps} steps of {config.batch_size} pairs, beta {config.beta:g}, learning rate {config.learning_rate:g} "
-        f"(cosine, warm-up {config.warmup_ratio:g}), {config.dtype}, max length {config.max_length}; "
-        f"all settings in {CONFIGURATION}, all figures in {METRICS}",
-        "## Figures",
-        _table(before, after, last),
-    ]
-    return "\n\n".join(lines[:3]) + "\n\n" + "\n".join(lines[3:6]) + "\n\n" + "\n\n".join(lines[6:]) + "\n"
-
-
-def _table(before: Mapping[str, float], after: Mapping[str, float], last: Record) -> str:
-    rows = ["| metric | last training step | held out, before | held out, after |", "|---|---|---|---|"]
-    for name in NAMES:
-        cells = (last.get(name), before.get(f"eval_{name}"), after.get(f"eval_{name}"))
-        rows.append(f"| {name} | " + " | ".join("–" if cell is None else f"{cell:.4g}" for cell in cells) + " |")
-    return "\n".join(rows)
+def _write_model(folder: Path, loaded: LoadedModel, card: str) -> None:
+    with quiet_progress():
+        loaded.model.save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    (folder / "README.md").write_text(card, "utf-8")

@@ -1,8 +1,12 @@
-"""What a training run tells whoever watches it. Not for: showing it; the command line has its own subclass."""
+"""What a training run tells whoever watches it, and how long it will take.
+
+Not for: showing it; the command line has its own subclass.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 
 class TrainProgress:
@@ -25,3 +29,28 @@ class TrainProgress:
 
     def note(self, text: str) -> None:
         """Something that a person should know, in one line."""
+
+
+class Pace:
+    """How long a task of `total` items still takes, by the time that those since the first report took.
+
+    What was done before that, in a run that was interrupted, says nothing about this one's pace.
+    """
+
+    def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total, self.done = total, 0
+        self._clock, self._now = clock, 0.0
+        self._first: tuple[int, float] | None = None
+
+    def advance(self, items: int) -> None:
+        """So many items more are done."""
+        self.done += items
+        self._now = self._clock()
+        self._first = self._first or (self.done, self._now)
+
+    def left(self) -> float | None:
+        """Seconds to the end, None as long as there is nothing to tell it by."""
+        if self._first is None or self.done == self._first[0]:
+            return None
+        done, since = self._first
+        return (self.total - self.done) * (self._now - since) / (self.done - done)

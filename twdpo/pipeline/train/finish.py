@@ -1,0 +1,41 @@
+"""The end of a run, in its order: curves, cards, the last model and the best one, the hub.
+
+Not for: how each is made; every part has a file of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from twdpo import __version__
+from twdpo.pipeline.models import LoadedModel
+from twdpo.pipeline.train.card import RunFacts, model_card
+from twdpo.pipeline.train.curves import INSTALL, PICTURES, write_curves
+from twdpo.pipeline.train.metrics import MetricsFile
+from twdpo.pipeline.train.output import CONFIGURATION, METRICS, save_models
+from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.publish import publish
+
+
+def finish(facts: RunFacts, loaded: LoadedModel, progress: TrainProgress) -> str | None:
+    """Write all that a finished run leaves, and push it where that is asked for; returns its address on the hub.
+
+    `loaded` has the parameters of the best step afterwards. Raises StorageError, and HubUnavailable, all being written.
+    """
+    config, best = facts.config, facts.best
+    out = Path(config.out)
+    title = f"{config.name}: token-weighted DPO of {Path(str(config.model)).name}"
+    lowest = best.step if best else facts.steps
+    has_curves = write_curves(out, MetricsFile(out / METRICS).read(), title=title, best=lowest)
+    if not has_curves:
+        progress.note(INSTALL)
+    facts = replace(facts, has_curves=has_curves)
+    best_card = model_card(facts, is_best=True) if best else ""
+    files = save_models(config, loaded, model_card(facts), best_card, best.checkpoint if best else None)
+    if config.push is None:
+        return None
+    progress.note(f"sending the model to {config.push}")
+    beside = (CONFIGURATION, METRICS, *(PICTURES if has_curves else ()))
+    message = f"{facts.steps} steps of token-weighted DPO (twdpo {__version__})"
+    return publish(out, config.push, (*files, *beside), message)
