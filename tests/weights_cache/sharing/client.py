@@ -1,4 +1,4 @@
-"""A process of its own that pushes and pulls, since the libraries read the hub's address when they are imported.
+"""A process of its own that pushes, pulls and trains, since the libraries read the hub's address when they are imported.
 
     python -m tests.weights_cache.sharing.client
 
@@ -84,6 +84,25 @@ def _load(repository: str, *, streaming: bool = False) -> list[Mapping[str, Any]
     return [dict(row) for row in loaded]
 
 
+def _open_model(repository: str, *, private: bool = False) -> str:
+    from twdpo.pipeline.train.publish import open_repository
+
+    open_repository(repository, private=private)
+    return "open"
+
+
+def _publish(folder: str, repository: str, files: list[str]) -> str:
+    from twdpo.pipeline.train.publish import publish
+
+    return publish(Path(folder), repository, files, "A model")
+
+
+def _train(**options: Any) -> Mapping[str, Any]:
+    from twdpo.pipeline.train import TrainConfig, train
+
+    return asdict(train(TrainConfig(**options)))
+
+
 def _limit(size: int) -> None:
     """Let no file grow larger than `size` bytes; -1 for any size."""
     import resource
@@ -97,6 +116,7 @@ def main() -> None:
 
     hub._PAUSE = 0.01
     calls = {"push": _push, "pull": _pull, "load": _load, "limit": _limit}
+    calls |= {"open_model": _open_model, "publish": _publish, "train": _train}
     for line in sys.stdin:
         call = json.loads(line)
         os.environ.pop("HF_TOKEN", None)

@@ -112,6 +112,7 @@ def _model_name(config: TrainConfig) -> str:
 
 def _licence(config: TrainConfig) -> str | None:
     """The base model's licence, where its card is at hand."""
+    import yaml
     from huggingface_hub import ModelCard
 
     if config.model == DEFAULT_MODEL:
@@ -119,7 +120,7 @@ def _licence(config: TrainConfig) -> str | None:
     card = Path(str(config.model)) / "README.md"
     try:
         licence = ModelCard.load(card, ignore_metadata_errors=True).data.license if card.is_file() else None
-    except (OSError, ValueError):
+    except (OSError, ValueError, yaml.YAMLError):
         return None
     return licence if isinstance(licence, str) else None
 

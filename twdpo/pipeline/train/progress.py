@@ -32,25 +32,27 @@ class TrainProgress:
 
 
 class Pace:
-    """How long a task of `total` items still takes, by the time that those since the first report took.
+    """How long a task of `total` items still takes, by the pace since the second report.
 
-    What was done before that, in a run that was interrupted, says nothing about this one's pace.
+    The first one says what an interrupted run did before; what lies between the two holds all that happens once.
     """
 
     def __init__(self, total: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.total, self.done = total, 0
-        self._clock, self._now = clock, 0.0
-        self._first: tuple[int, float] | None = None
+        self._clock, self._now, self._reports = clock, 0.0, 0
+        self._since: tuple[int, float] | None = None
 
     def advance(self, items: int) -> None:
         """So many items more are done."""
         self.done += items
+        self._reports += 1
         self._now = self._clock()
-        self._first = self._first or (self.done, self._now)
+        if self._reports == 2:
+            self._since = (self.done, self._now)
 
     def left(self) -> float | None:
         """Seconds to the end, None as long as there is nothing to tell it by."""
-        if self._first is None or self.done == self._first[0]:
+        if self._since is None or self.done == self._since[0]:
             return None
-        done, since = self._first
+        done, since = self._since
         return (self.total - self.done) * (self._now - since) / (self.done - done)

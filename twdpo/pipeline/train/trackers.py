@@ -36,7 +36,7 @@ _POSITION = ("step", "epoch")
 
 def parse_trackers(text: str) -> tuple[str, ...]:
     """The trackers that `--tracker` names. Raises UsageError where one is unknown or its package is not installed."""
-    known = tuple(map(str, LOGGER_TYPE_TO_CLASS))
+    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip() not in ("", "none")))
     for name in names:
         if name not in known:
