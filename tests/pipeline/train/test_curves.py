@@ -1,4 +1,4 @@
-"""The picture of a run: the right curves, the same bytes for the same figures, and nothing left behind in matplotlib."""
+"""The picture of a run: the right curves, the same bytes for the same figures, nothing left behind in matplotlib."""
 
 from __future__ import annotations
 

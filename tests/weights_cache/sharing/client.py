@@ -1,4 +1,4 @@
-"""A process of its own that pushes, pulls and trains, since the libraries read the hub's address when they are imported.
+"""A process of its own that pushes, pulls and trains, as the libraries read the hub's address when imported.
 
     python -m tests.weights_cache.sharing.client
 
