@@ -22,6 +22,7 @@ import yaml
 
 import twdpo
 from tests.weights_cache.samples import LAYERS, RECIPE, make_row
+from twdpo import recipes
 from twdpo.cli import app
 from twdpo.config import resolve
 from twdpo.pipeline.annotate import AnnotateConfig
@@ -185,7 +186,14 @@ def test_configuration_files_that_are_shown_are_accepted(page: Path, title: str,
 
 def test_every_yaml_block_is_one_that_is_checked() -> None:
     titles = {m["title"] for page in PAGES for m in _FENCE.finditer(page.read_text("utf-8")) if m["kind"] == "yaml"}
-    assert titles == {"annotate.yaml", "train.yaml"}
+    assert titles == {"annotate.yaml", "train.yaml", *(f"{name}.yaml" for name in recipes.names())}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipes_are_shown_as_they_are(name: str) -> None:
+    [block] = _fences(DOCS / "recipes.md", "yaml", f"{name}.yaml")
+    assert block == Path(recipes.find(name)).read_text("utf-8")
+    assert f"| [`{name}`](#{name}) |" in (DOCS / "recipes.md").read_text("utf-8")
 
 
 def test_defaults_in_the_training_guide() -> None:
