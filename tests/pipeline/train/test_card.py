@@ -128,6 +128,7 @@ def test_the_figures_stand_in_the_order_of_the_run() -> None:
     assert "| metric | last training step | held out, before | held out, step 20 | held out, after |" in card
     assert "| rewards/margins | 0.125 | 0.6931 | 0.5 | 0.55 |" in card
     assert "The held-out loss is 0.5500 after the last step, 40. It was lowest, 0.5000 after step 20: that" in card
+    assert "| rewards/accuracies | 0.125 | – | 0.5 | 0.55 |" in card
     alone = model_card(facts(evaluations={}, best=None))
     assert "| metric | last training step |\n|---|---|\n" in alone
     assert "held-out loss" not in alone

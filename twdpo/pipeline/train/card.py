@@ -171,7 +171,9 @@ def _loading(facts: RunFacts, is_best: bool) -> str:
 def _table(facts: RunFacts) -> str:
     columns = {"last training step": facts.last}
     if 0 in facts.evaluations:
-        columns["held out, before"] = _plain(facts.evaluations[0])
+        # Before training the policy is the reference: all rewards are zero, and none is right or wrong.
+        before = _plain(facts.evaluations[0])
+        columns["held out, before"] = {name: before[name] for name in before if "accuracies" not in name}
     if facts.best is not None:
         columns[f"held out, step {facts.best.step}"] = _plain(facts.evaluations[facts.best.step])
     if facts.steps in facts.evaluations:
