@@ -26,8 +26,8 @@ def finish(facts: RunFacts, loaded: LoadedModel, progress: TrainProgress) -> str
     config, best = facts.config, facts.best
     out = Path(config.out)
     title = f"{config.name}: token-weighted DPO of {Path(str(config.model)).name}"
-    lowest = best.step if best else facts.steps
-    has_curves = write_curves(out, MetricsFile(out / METRICS).read(), title=title, best=lowest)
+    records = MetricsFile(out / METRICS).read()
+    has_curves = write_curves(out, records, title=title, best=best.step if best else None)
     if not has_curves:
         progress.note(INSTALL)
     facts = replace(facts, has_curves=has_curves)
