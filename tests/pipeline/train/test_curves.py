@@ -47,7 +47,8 @@ def test_each_panel_shows_training_and_held_out_over_the_steps() -> None:
     assert list(panels) == ["loss", "weighted margin", "weighted accuracy", "rate"]
     assert panels["loss"]["training"] == (list(range(1, 11)), [0.69 - step / 1000 for step in range(1, 11)])
     assert panels["loss"]["held out"][0] == [0, 5, 10]
-    assert panels["loss"]["lowest held-out loss"] == ([5], [0.69 - 5 / 1000])
+    assert panels["loss"]["best checkpoint"] == ([5], [0.69 - 5 / 1000])
+    assert "best checkpoint" not in drawn(run_of(10))["loss"]
     assert panels["loss"]["log 2: no preference learnt"][1] == [math.log(2)] * 2
     assert panels["weighted margin"]["held out"] == ([0, 5, 10], [0.0, 0.5 + 5 / 1000, 0.51])
     # Before the policy has changed no pair is right or wrong, which must not look like an accuracy of 0.

@@ -52,7 +52,7 @@ _STYLE: Any = {
 
 
 def write_curves(out: Path, records: Sequence[Record], *, title: str, best: int | None = None) -> bool:
-    """Draw the records of a run into `out`; False where matplotlib is not installed. `best`: a step to mark.
+    """Draw the records of a run into `out`; False where matplotlib is not installed. `best`: the best checkpoint's step.
 
     Raises StorageError.
     """
@@ -133,7 +133,7 @@ def _curves(axes: Axes, training: Sequence[Record], heldout: Sequence[Record], n
             markersize=12,
             markerfacecolor="none",
             markeredgecolor=_HELD_OUT,
-            label="lowest held-out loss",
+            label="best checkpoint",
         )
 
 
