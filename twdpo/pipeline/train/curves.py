@@ -52,7 +52,7 @@ _STYLE: Any = {
 
 
 def write_curves(out: Path, records: Sequence[Record], *, title: str, best: int | None = None) -> bool:
-    """Draw the records of a run into `out`; False where matplotlib is not installed. `best`: the best checkpoint's step.
+    """Draw the records of a run into `out`; False where matplotlib is not installed. `best`: the best checkpoint.
 
     Raises StorageError.
     """
