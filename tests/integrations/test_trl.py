@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from twdpo.integrations.trl.rows import RowWeights, TrlTexts
 from twdpo.integrations.trl.settings import WeightSettings
 from twdpo.integrations.trl.weighting import COMPLETION_WEIGHTS, LogProbWeighting, WeightsCollator
 from twdpo.pipeline.models import load_tokenizer
-from twdpo.pipeline.train.batches import collate
 from twdpo.pipeline.train.data import Example, Side
+from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.loss import SideLogps, twdpo_loss
 from twdpo.pipeline.train.render import Renderer
@@ -172,15 +173,17 @@ class Ours:
         return Example(example_hash=pair.example_hash, row=0, chosen=sides[0], rejected=sides[1])
 
     @torch.no_grad()
-    def loss(self, row: Row, rules: WeightRules, policy: Any, reference: Any) -> float:
-        batch = collate([self.example(row, rules)], None)
-        logps = [
-            batch.spread(TokenLogps(model)(batch.ids, batch.mask, batch.wanted)).chunk(2)
-            for model in (policy, reference)
-        ]
-        weights = batch.weights.chunk(2)
-        chosen, rejected = (SideLogps(policy=logps[0][i], reference=logps[1][i], weights=weights[i]) for i in (0, 1))
-        return twdpo_loss(chosen, rejected, beta=0.1).losses.item()
+    def losses(self, rows: list[Row], rules: WeightRules) -> list[float]:
+        """The loss of each pair alone, of the policy and reference that `make` gives its trainers."""
+        models = [TokenLogps(tiny_model(seed=seed)) for seed in (1, 2)]
+        found = []
+        for row in rows:
+            batch = collate([self.example(row, rules)], None)
+            logps = [batch.spread(model(**batch.inputs)).chunk(2) for model in models]
+            sides = zip(*logps, batch.weights.chunk(2), strict=True)
+            chosen, rejected = (SideLogps(policy=p, reference=r, weights=w) for p, r, w in sides)
+            found.append(twdpo_loss(chosen, rejected, beta=0.1).losses.item())
+        return found
 
 
 @torch.no_grad()
@@ -209,8 +212,7 @@ def test_cached_weights_give_our_loss(
 ) -> None:
     rows = shape(world)[:12]
     trainer = make(rows=rows, args={"precompute_ref_log_probs": precompute}, **options)
-    ours = Ours(world)
-    expected = [ours.loss(row, rules, tiny_model(seed=1), tiny_model(seed=2)) for row in conversations(world)[:12]]
+    expected = Ours(world).losses(conversations(world)[:12], rules)
     assert np.std(expected) > 0.1
     assert losses(trainer) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     plain = make(DPOTrainer, rows=rows)
@@ -234,11 +236,7 @@ def test_truncation_cuts_the_weights(world: World, make: Make, mode: str) -> Non
     for found, values, ids in zip(batch[COMPLETION_WEIGHTS].tolist(), expected, batch["input_ids"], strict=True):
         assert found == values + [0.0] * (len(ids) - len(values))
     if mode == "keep_start":  # as our own trainer cuts
-        ours = Ours(world, max_length=length)
-        values = [
-            ours.loss(row, WeightRules(layers=(1,)), tiny_model(seed=1), tiny_model(seed=2))
-            for row in conversations(world)
-        ]
+        values = Ours(world, max_length=length).losses(conversations(world), WeightRules(layers=(1,)))
         assert losses(cut) == pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
@@ -597,6 +595,17 @@ def test_the_loss_falls(world: World, make: Make, lora: bool) -> None:
     found = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert found[-1] < 0.5 * found[0]
     assert trainer.state.log_history[-2]["rewards/accuracies"] > 0.9
+
+
+def test_the_example_of_the_documentation_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "trl.md").read_text("utf-8")
+    code = page.partition('```python title="dpo.py"\n')[2].partition("```")[0]
+    on_cpu = code.replace("DPOConfig(", "DPOConfig(use_cpu=True, bf16=False, ")  # as the page says
+    (world.folder / "policy").symlink_to(world.model)
+    monkeypatch.chdir(world.folder)
+    names: dict[str, Any] = {}
+    exec(compile(on_cpu, "docs/trl.md", "exec"), names)
+    assert names["trainer"].state.log_history[-1]["train_loss"] == pytest.approx(np.log(2), rel=0.01)
 
 
 def test_what_other_processes_get_can_be_pickled(world: World, make: Make) -> None:
