@@ -25,6 +25,7 @@ from tests.fixtures.tiny_models import CHATML, tiny_model, tiny_tokenizer
 from tests.pipeline.train.conftest import World, stored_weights
 from twdpo.errors import MissingRows, ModelError, TrainingError, TwdpoError, UsageError
 from twdpo.integrations.trl import TwDPOTrainer
+from twdpo.integrations.trl.pairs import ANSWERS, KEY, ProcessCache, Selection, pair_columns
 from twdpo.integrations.trl.rows import RowWeights, TrlTexts
 from twdpo.integrations.trl.settings import WeightSettings
 from twdpo.integrations.trl.weighting import COMPLETION_WEIGHTS, LogProbWeighting, WeightsCollator
@@ -614,10 +615,18 @@ def test_what_other_processes_get_can_be_pickled(world: World, make: Make) -> No
     collator = pickle.loads(pickle.dumps(trainer.data_collator))
     assert isinstance(collator, WeightsCollator)
     assert torch.equal(collator(rows)[COMPLETION_WEIGHTS], trainer.data_collator(rows)[COMPLETION_WEIGHTS])
-    weights = RowWeights(tiny_tokenizer(), WeightSettings.of(world.weights, **DEFAULTS))
-    opened = weights.cache
-    assert weights.cache is opened
-    assert pickle.loads(pickle.dumps(weights)).cache is not opened
+    cache = ProcessCache(WeightSettings.of(world.weights, **DEFAULTS))
+    assert cache.here is cache.here
+    weights = RowWeights(tiny_tokenizer(), cache, WeightRules(layers=(1,)))
+    selection = Selection(cache, "error")
+    row = pair_columns(conversations(world)[0], 0)
+    assert selection.wants(row)
+    there = pickle.loads(pickle.dumps((weights, selection)))
+    assert there[1].wants(row)
+    prepared = make(DPOTrainer, rows=[conversations(world)[0]]).train_dataset.add_column("twdpo_hash", [row[KEY]])
+    batch = (prepared[:] | {name: [row[name]] for name in ANSWERS.values()},)
+    assert there[0](*batch) == weights(*batch)
+    assert there[0](*batch)["chosen_weights"] == [stored(trainer, 0, "chosen")]
 
 
 def test_without_trl_one_line_says_what_to_install() -> None:

@@ -6,11 +6,13 @@ Not for: their weights (`rows.py`).
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from twdpo.errors import DataError, MissingRows
+from twdpo.integrations.trl.settings import WeightSettings
 from twdpo.preferences import Pair, parse_row
 from twdpo.weights_cache import WeightsCache, read_rejects
 
@@ -32,13 +34,32 @@ def pair_columns(row: Mapping[str, Any], index: int) -> dict[str, Any]:
     return {KEY: pair.example_hash or "", _REASON: reason, _ROW: index} | texts
 
 
+class ProcessCache:
+    """The weights cache, opened by each process for itself: data loading forks or pickles what it uses."""
+
+    def __init__(self, settings: WeightSettings) -> None:
+        self._settings = settings
+        self._opened: tuple[int, WeightsCache] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_opened": None}
+
+    @property
+    def here(self) -> WeightsCache:
+        """The cache as this process has it open."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            cache = WeightsCache.open(self._settings.folder, layers=self._settings.rules.layers, text=False)
+            self._opened = (os.getpid(), cache)
+        return self._opened[1]
+
+
 class Selection:
     """Decides for each row whether it is trained on; `left_out` counts the others by reason."""
 
-    def __init__(self, cache: WeightsCache, missing: str) -> None:
+    def __init__(self, cache: ProcessCache, missing: str) -> None:
         self.left_out: Counter[str] = Counter()
         self._cache, self._missing = cache, missing
-        self._rejected = {reject.example_hash for reject in read_rejects(cache.folder)}
+        self._rejected = {reject.example_hash for reject in read_rejects(cache.here.folder)}
 
     def of(self, dataset: Any) -> Any:
         """The rows of a map-style data set that are used. Raises MissingRows, or DataError where none is left."""
@@ -69,13 +90,13 @@ class Selection:
     def _why_not(self, key: str, reason: str) -> str | None:
         if reason:
             return reason
-        if key in self._cache:
+        if key in self._cache.here:
             return None
         return _LEFT_OUT if key in self._rejected else _MISSING
 
     def _error(self, what: str, row: int, key: str) -> MissingRows:
         verb = "has" if what == "a pair" else "have"
         return MissingRows(
-            f"{what} {verb} no weights in {self._cache.folder} (for example row {row}, {key}); "
+            f"{what} {verb} no weights in {self._cache.here.folder} (for example row {row}, {key}); "
             "run twdpo annotate on the same data set, or pass missing='drop' or missing='uniform'"
         )

@@ -9,7 +9,6 @@ Not for: which rows are used (`pairs.py`).
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,14 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twdpo.errors import ModelError
-from twdpo.integrations.trl.pairs import ANSWERS, KEY
-from twdpo.integrations.trl.settings import WeightSettings
+from twdpo.integrations.trl.pairs import ANSWERS, KEY, ProcessCache
 from twdpo.integrations.trl.weighting import CHOSEN_WEIGHTS, REJECTED_WEIGHTS
 from twdpo.pipeline.chat import first_line
 from twdpo.pipeline.tokens import Tokens
 from twdpo.pipeline.train.render import RenderedText, RenderError
-from twdpo.pipeline.train.weights import training_weights, uniform_weights
-from twdpo.weights_cache import SideWeights, WeightRow, WeightsCache
+from twdpo.pipeline.train.weights import WeightRules, training_weights, uniform_weights
+from twdpo.weights_cache import SideWeights, WeightRow
 
 Columns = dict[str, list[Any]]
 
@@ -35,31 +33,20 @@ _TOKENS = ("prompt_ids", "chosen_ids", "rejected_ids")
 
 
 class RowWeights:
-    """Gives tokenized rows their weights. Opens the cache in each process that uses it; can be pickled."""
+    """Gives tokenized rows their weights; `skipped` counts the others by reason. Can be pickled."""
 
-    def __init__(self, tokenizer: Any, settings: WeightSettings) -> None:
+    def __init__(self, tokenizer: Any, cache: ProcessCache, rules: WeightRules) -> None:
         self.skipped: Counter[str] = Counter()
-        self._tokenizer, self._settings = tokenizer, settings
+        self._cache, self._rules = cache, rules
         self._texts = TrlTexts(tokenizer)
-        self._opened: tuple[int, WeightsCache] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_opened": None}
-
-    @property
-    def cache(self) -> WeightsCache:
-        """The cache, opened by this process: a forked one must not share its parent's files."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            cache = WeightsCache.open(self._settings.folder, layers=self._settings.rules.layers, text=False)
-            self._opened = (os.getpid(), cache)
-        return self._opened[1]
 
     def __call__(self, batch: Mapping[str, Sequence[Any]]) -> Columns:
         """TRL's token columns of some rows, and the weights. A row that cannot have any is left out and counted."""
         keys = list(batch[KEY])
-        without = set(self.cache.missing(keys))
+        cache = self._cache.here
+        without = set(cache.missing(keys))
         found = [key for key in keys if key not in without]
-        stored = dict(zip(found, self.cache.fetch(found), strict=True))
+        stored = dict(zip(found, cache.fetch(found), strict=True))
         result: Columns = {name: [] for name in (*_TOKENS, *(column for _, column in _SIDES))}
         for number, key in enumerate(keys):
             row = {name: values[number] for name, values in batch.items()}
@@ -79,8 +66,11 @@ class RowWeights:
     def _side(self, row: Mapping[str, Any], side: str, stored: SideWeights | None) -> list[float]:
         text, tokens = self._texts.of(row, side)
         rendered = text.side(tokens, len(row["prompt_ids"]))
-        rules = self._settings.rules
-        weights = uniform_weights(rendered, rules) if stored is None else training_weights(stored, rendered, rules)
+        weights = (
+            uniform_weights(rendered, self._rules)
+            if stored is None
+            else training_weights(stored, rendered, self._rules)
+        )
         return [float(weight) for weight in weights]
 
 

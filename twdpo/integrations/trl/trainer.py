@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from trl.trainer.dpo_trainer import DPOTrainer
 
 from twdpo.errors import DataError, UsageError
-from twdpo.integrations.trl.pairs import KEY, Selection, pair_columns
+from twdpo.integrations.trl.pairs import KEY, ProcessCache, Selection, pair_columns
 from twdpo.integrations.trl.rows import RowWeights
 from twdpo.integrations.trl.settings import WeightSettings, check_arguments, check_row
 from twdpo.integrations.trl.weighting import CHOSEN_WEIGHTS, REJECTED_WEIGHTS, LogProbWeighting, WeightsCollator
@@ -100,8 +100,9 @@ class TwDPOTrainer(DPOTrainer):
         if first is None:
             raise DataError(f"the {dataset_name} data set is empty")
         check_row(first, dataset_name)
-        row_weights = RowWeights(processing_class, self._settings)
-        selection = Selection(row_weights.cache, self._settings.missing)
+        cache = ProcessCache(self._settings)
+        row_weights = RowWeights(processing_class, cache, self._settings.rules)
+        selection = Selection(cache, self._settings.missing)
         streamed = not isinstance(dataset, Dataset)
         with args.main_process_first():
             described = {} if streamed else {"desc": f"Hashing the pairs of {dataset_name} dataset"}
@@ -114,7 +115,7 @@ class TwDPOTrainer(DPOTrainer):
         options = {"batched": True, "batch_size": _WINDOW, "remove_columns": list(first), "features": _FEATURES}
         if streamed:
             return dataset.map(row_weights, **options)
-        row_weights.cache.prepare_for(dataset[KEY][:], _WINDOW)
+        cache.here.prepare_for(dataset[KEY][:], _WINDOW)
         with args.main_process_first():
             weighted = dataset.map(
                 row_weights,
