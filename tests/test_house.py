@@ -27,6 +27,8 @@ FORBIDDEN = {
     ),
     "pipeline/annotate": ("twdpo.pipeline.train", "twdpo.inspect", "twdpo.cli"),
     "pipeline/train": ("twdpo.pipeline.annotate", "twdpo.inspect", "twdpo.cli"),
+    "pipeline": ("twdpo.integrations", "twdpo.inspect", "twdpo.cli"),
+    "integrations": ("twdpo.pipeline.annotate", "twdpo.pipeline.importing", "twdpo.inspect", "twdpo.cli"),
     "pipeline/importing": ("twdpo.pipeline.annotate", "twdpo.pipeline.train", "twdpo.inspect", "twdpo.cli"),
     "inspect": ("twdpo.pipeline", "twdpo.cli", "torch", "transformers"),
 }

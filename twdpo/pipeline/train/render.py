@@ -61,13 +61,45 @@ class RenderedPair:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Text:
-    """Text ready for the tokenizer, and where in it which part of the answer stands."""
+class RenderedText:
+    """Text ready for the tokenizer, and where in it which part of the answer stands.
+
+    `text[answer_at:answer_at + answer_length]` is the answer without its first `cut_before` characters.
+    """
 
     text: str
     answer_at: int
     answer_length: int
     cut_before: int
+
+    @classmethod
+    def find(cls, text: str, before: str, after: str, answer: str) -> RenderedText:
+        """Where a chat template put which part of `answer`, given what it puts before and after a stand-in.
+
+        Raises RenderError.
+        """
+        start = _common_length(before, text)
+        end = len(text) - min(_common_length(after[::-1], text[::-1]), len(text) - start)
+        shown = text[start:end]
+        cut_before = _place(shown, answer)
+        return cls(text=text, answer_at=start, answer_length=len(shown), cut_before=cut_before)
+
+    def side(self, tokens: Tokens, prompt_length: int, max_length: int | None = None) -> RenderedSide:
+        """The response, of which `tokens` are the uncut sequence. Raises RenderError."""
+        start, end = self.answer_at, self.answer_at + self.answer_length
+        first, last = tokens.overlapping(start, end)
+        if first == last:
+            raise RenderError("an answer has no tokens")
+        if len(tokens) == prompt_length:
+            raise RenderError("nothing follows the prompt")
+        shift = self.cut_before - start
+        return RenderedSide(
+            ids=tokens.ids[:max_length],
+            prompt_length=prompt_length,
+            answer_first=first,
+            answer_starts=(np.maximum(tokens.starts[first:last], start) + shift).astype(np.int32),
+            answer_ends=(np.minimum(tokens.ends[first:last], end) + shift).astype(np.int32),
+        )
 
 
 class Renderer:
@@ -111,24 +143,8 @@ class Renderer:
             raise RenderError("no token of the prompt comes before the answer")
         if prompt_length >= self.max_length:
             raise RenderError(f"the prompt alone fills --max-length {self.max_length}")
-        chosen_side, rejected_side = (self._side(text, tokens, prompt_length) for text, tokens in sides)
+        chosen_side, rejected_side = (text.side(tokens, prompt_length, self.max_length) for text, tokens in sides)
         return RenderedPair(chosen=chosen_side, rejected=rejected_side)
-
-    def _side(self, text: _Text, tokens: Tokens, prompt_length: int) -> RenderedSide:
-        start, end = text.answer_at, text.answer_at + text.answer_length
-        first, last = tokens.overlapping(start, end)
-        if first == last:
-            raise RenderError("an answer has no tokens")
-        if len(tokens) == prompt_length:
-            raise RenderError("nothing follows the prompt")
-        shift = text.cut_before - start
-        return RenderedSide(
-            ids=tokens.ids[: self.max_length],
-            prompt_length=prompt_length,
-            answer_first=first,
-            answer_starts=(np.maximum(tokens.starts[first:last], start) + shift).astype(np.int32),
-            answer_ends=(np.minimum(tokens.ends[first:last], end) + shift).astype(np.int32),
-        )
 
     def _encode(self, text: str) -> Tokens:
         tokens = self._literal.encode(text)
@@ -142,17 +158,17 @@ class Renderer:
             ends=np.concatenate([nowhere, tokens.ends]),
         )
 
-    def _plain_texts(self, pair: Pair) -> tuple[str, _Text, _Text]:
+    def _plain_texts(self, pair: Pair) -> tuple[str, RenderedText, RenderedText]:
         """Without a chat template: the prompt's text, the answer, the end-of-sequence token."""
         prompt = plain_prompt(pair.prompt)
         end = self._literal.mark(self._tokenizer.eos_token or "")
         chosen, rejected = (
-            _Text(text=prompt + answer + end, answer_at=len(prompt), answer_length=len(answer), cut_before=0)
+            RenderedText(text=prompt + answer + end, answer_at=len(prompt), answer_length=len(answer), cut_before=0)
             for answer in (pair.chosen, pair.rejected)
         )
         return prompt, chosen, rejected
 
-    def _chat_texts(self, pair: Pair) -> tuple[str, _Text, _Text]:
+    def _chat_texts(self, pair: Pair) -> tuple[str, RenderedText, RenderedText]:
         shielded = [Message(role=m.role, content=self._literal.shield(m.content)) for m in pair.prompt]
         prompt = self._apply(shielded, add_generation_prompt=True)
         framed = self._apply([*shielded, Message(role="assistant", content=self._stand_in)])
@@ -162,14 +178,10 @@ class Renderer:
         chosen, rejected = (self._find(shielded, answer, before, after) for answer in (pair.chosen, pair.rejected))
         return prompt, chosen, rejected
 
-    def _find(self, prompt: list[Message], answer: str, before: str, after: str) -> _Text:
+    def _find(self, prompt: list[Message], answer: str, before: str, after: str) -> RenderedText:
         """Where the chat template put which part of the answer."""
         text = self._apply([*prompt, Message(role="assistant", content=self._literal.shield(answer))])
-        start = _common_length(before, text)
-        end = len(text) - min(_common_length(after[::-1], text[::-1]), len(text) - start)
-        shown = text[start:end]
-        cut_before = _place(shown, answer)
-        return _Text(text=text, answer_at=start, answer_length=len(shown), cut_before=cut_before)
+        return RenderedText.find(text, before, after, answer)
 
     def _apply(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
         """The chat template's text, its special tokens marked and those spelt in messages as plain text."""
