@@ -1,6 +1,7 @@
 """The folder that a run writes: claiming it, and the finished model with its card.
 
     trained/  config.json, model.safetensors, tokenizer files   what from_pretrained loads; only of a finished run
+              adapter_config.json, adapter_model.safetensors     instead, of a run that trained an adapter
               train.yaml  README.md  metrics.jsonl               the resolved configuration, a card, the curves
               checkpoints/                                       while a run goes on
 
@@ -19,7 +20,8 @@ from typing import Any
 from twdpo import __version__
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
-from twdpo.pipeline.models import LoadedModel, quiet_progress
+from twdpo.pipeline.models import ADAPTER_CONFIGURATION
+from twdpo.pipeline.train.adapters import Policy
 from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, storing_tensors
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import Examples
@@ -29,8 +31,16 @@ from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, make_fol
 
 CONFIGURATION = "train.yaml"
 METRICS = "metrics.jsonl"
-_FINISHED = "config.json"
-_OWN = ("config.json", "generation_config.json", "model*.safetensors*", "README.md", METRICS, CONFIGURATION)
+#: A folder with one of these is complete.
+_FINISHED = ("config.json", ADAPTER_CONFIGURATION)
+_OWN = (
+    *_FINISHED,
+    "generation_config.json",
+    "model*.safetensors*",
+    "adapter_model.safetensors",
+    "README.md",
+    METRICS,
+)
 
 
 def claim(config: TrainConfig) -> Path | None:
@@ -47,7 +57,7 @@ def claim(config: TrainConfig) -> Path | None:
         for pattern in _OWN:
             for path in out.glob(pattern):
                 path.unlink()
-    if (out / _FINISHED).is_file():
+    if any((out / name).is_file() for name in _FINISHED):
         raise UsageError(f"--out {out} holds a finished run; choose another folder, or pass --no-resume to replace it")
     for stray in out.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(stray, ignore_errors=True)
@@ -59,22 +69,20 @@ def save_configuration(config: TrainConfig) -> None:
     write_file(Path(config.out) / CONFIGURATION, to_yaml(config).encode())
 
 
-def save_model(config: TrainConfig, loaded: LoadedModel, card: str) -> None:
+def save_model(config: TrainConfig, policy: Policy, card: str) -> None:
     """Write the finished model, its tokenizer and card, and drop the checkpoints. Raises StorageError.
 
-    The files are written aside and moved in, `config.json` last: a folder that has it is complete.
+    The files are written aside and moved in, the configuration last: a folder that has it is complete.
     """
     out = Path(config.out)
     with storing_tensors(out):
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
-            with quiet_progress():
-                loaded.model.save_pretrained(temporary)
-            loaded.tokenizer.save_pretrained(temporary)
+            policy.save(temporary, merge=config.merge_adapter)
             (temporary / "README.md").write_text(card, "utf-8")
             # Some writers make files that only their owner can read; a model is shared like its configuration.
             mode = (out / CONFIGURATION).stat().st_mode
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == _FINISHED):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name in _FINISHED):
                 path.chmod(mode)
                 with path.open("rb+") as stream:
                     os.fsync(stream.fileno())
@@ -98,7 +106,7 @@ def model_card(
     import yaml
 
     header: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if config.lora_rank and not config.merge_adapter else "transformers",
         "base_model": config.model,
         "tags": ["twdpo", "dpo", "preference-optimization"],
     }
@@ -113,7 +121,7 @@ def model_card(
         f"source {config.attn_source}, sink fix {'on' if config.sink_fix else 'off'}, "
         f"uncovered tokens {config.uncovered}, uniform mix {config.uniform_mix:g}",
         f"- {steps} steps of {config.batch_size} pairs, beta {config.beta:g}, learning rate {config.learning_rate:g} "
-        f"(cosine, warm-up {config.warmup_ratio:g}), {config.dtype}, max length {config.max_length}; "
+        f"({config.scheduler}, warm-up {config.warmup_ratio:g}), {config.dtype}, max length {config.max_length}; "
         f"all settings in {CONFIGURATION}, all figures in {METRICS}",
         "## Figures",
         _table(before, after, last),
