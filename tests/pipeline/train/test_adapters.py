@@ -284,7 +284,7 @@ def test_a_reference_is_shared_where_its_numbers_are_equal(world: World) -> None
 
 CHANGES: list[dict[str, Any]] = [
     {},
-    {"optimizer": "adamw_8bit", "lora_rank": 64},
+    {"optimizer": "adamw_8bit", "lora_rank": 128},  # matrices of 4,096 values and more have moments of 8 bits
     {"load_in_4bit": True},
     {"gradient_checkpointing": True},
 ]
@@ -302,6 +302,9 @@ def test_interrupted_and_resumed_is_uninterrupted(world: World, changes: dict[st
     kept = load_file(checkpoint / "model.safetensors")
     assert all("lora_" in name for name in kept)
     assert any(bool(tensor.any()) for name, tensor in kept.items() if "lora_B" in name)
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    in_8_bits = any(t.dtype == torch.uint8 for name, t in moments.items() if name.startswith("optimizer/"))
+    assert in_8_bits == ("optimizer" in changes)
     fresh = str(world.folder / "elsewhere")
     progress = Reference()
     rest = train(TrainConfig(**(asdict(config) | {"reference_cache": fresh})), progress)
@@ -332,6 +335,40 @@ def test_killed_and_resumed_is_uninterrupted(world: World) -> None:
     assert result.resumed_at == 6
     assert same(adapter_of(whole.out), adapter_of(result.out))
     assert losses_of(whole.out) == losses_of(result.out)
+
+
+def test_whether_to_merge_may_be_decided_later(world: World) -> None:
+    with pytest.raises(Interrupted):
+        train(world.config(**LORA), Reference(stop_at=2))
+    result = train(world.config(merge_adapter=True, **LORA))
+    assert result.resumed_at == 2
+    assert (result.out / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_the_adapter_of_one(world: World) -> None:
+    """Uneven shares; the gradients of the adapters alone are exchanged."""
+    changes = LORA | {"batch_size": 17, "gradient_checkpointing": True}
+    alone = train(world.config(out=str(world.folder / "alone"), **changes))
+    config = world.config(out=str(world.folder / "both"), **changes)
+    script = world.folder / "run.py"
+    script.write_text(
+        "import json, sys\nfrom twdpo.pipeline.train import TrainConfig, train\n"
+        "train(TrainConfig(**json.loads(sys.argv[1])))\n",
+        "utf-8",
+    )
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", str(script), json.dumps(asdict(config))]
+    launched = subprocess.run(
+        [sys.executable, *command],
+        check=False,
+        capture_output=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+    )
+    assert launched.returncode == 0, launched.stderr.decode()[-2000:]
+    here, there = adapter_of(alone.out), adapter_of(Path(config.out))
+    assert here.keys() == there.keys()
+    for name, tensor in here.items():
+        torch.testing.assert_close(there[name], tensor, rtol=1e-3, atol=1e-3)
 
 
 def test_the_reference_of_a_trained_policy_is_its_base(world: World) -> None:
