@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +178,28 @@ def test_targets_that_do_not_fit(targets: str, tied: bool, error: type[Exception
     with pytest.raises(error, match=words) as caught:
         policy_of(tiny_loaded(tie_word_embeddings=tied), lora_targets=targets)
     assert "\n" not in str(caught.value)
+
+
+def test_another_quantization_is_not_merged_into() -> None:
+    loaded = tiny_loaded()
+    loaded.model.is_quantized = True
+    with pytest.raises(UsageError, match="--merge-adapter needs a base that is not quantized"):
+        policy_of(loaded, merge_adapter=True)
+
+
+def test_the_base_is_named_as_it_is_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A path from anywhere, a hub id as it is, and the embedded model by the folder that it was unpacked into."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.gguf").touch()
+    (tmp_path / "unpacked").mkdir()
+    for name, known_as, expected in [
+        ("model.gguf", ".", tmp_path / "model.gguf"),
+        ("org/tiny", "org/tiny", "org/tiny"),
+        ("smollm2-135m", "unpacked", tmp_path / "unpacked"),
+    ]:
+        loaded = replace(tiny_loaded(), name=name)
+        loaded.model.name_or_path = known_as
+        assert policy_of(loaded).wrapper.peft_config["default"].base_model_name_or_path == str(expected)
 
 
 def test_a_head_with_an_adapter_is_chunked_too() -> None:
@@ -407,6 +429,13 @@ def test_a_finished_adapter_is_finished(world: World) -> None:
     train(world.config(max_steps=1, resume=False, **LORA))
     assert not (out / "config.json").exists()
     assert not list(out.glob("model*"))
+
+
+def test_a_run_that_fails_at_its_start_leaves_a_folder_for_the_next(world: World) -> None:
+    train(world.config(max_steps=1))
+    with pytest.raises(UsageError, match="--lora-targets query"):
+        train(world.config(resume=False, lora_targets="query", **LORA))
+    assert train(world.config(max_steps=1, **LORA)).steps == 1
 
 
 def test_a_checkpoint_of_another_rank_is_refused(world: World) -> None:
