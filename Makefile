@@ -61,7 +61,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) $(PIN) -e ".[demo,dev,trl,plots,peft]" tensorboard
+	$(PIP) $(PIN) -e ".[demo,dev,trl,plots,qlora]" tensorboard
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.demo

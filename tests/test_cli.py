@@ -88,6 +88,12 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     ([*TRAIN, "--weights", "folder"], 1, "folder is no weights cache"),
     ([*TRAIN, "--beta", "0"], 2, "--beta 0"),
     ([*TRAIN, "--missing", "skip"], 2, "--missing skip is not known"),
+    ([*TRAIN, "--scheduler", "step"], 2, "--scheduler step is not known; choose cosine or linear or constant"),
+    ([*TRAIN, "--lora-rank", "0"], 2, "--lora-rank 0 is too small"),
+    ([*TRAIN, "--load-in-4bit"], 2, "--load-in-4bit needs --lora-rank"),
+    ([*TRAIN, "--merge-adapter"], 2, "--merge-adapter needs --lora-rank"),
+    ([*TRAIN, "--lora-alpha", "32"], 2, "--lora-alpha needs --lora-rank"),
+    ([*TRAIN, "--lora-rank", "4", "--lora-alpha", "-1"], 2, "--lora-alpha -1.0 must be a number above 0"),
     (["inspect", "folder"], 1, "folder is no weights cache"),
     (["cache", "verify", "none"], 1, "none is no weights cache"),
     (["cache", "wash"], 2, "No such command"),
@@ -139,6 +145,25 @@ def test_annotate_some_then_train(workplace: Path, capsys: pytest.CaptureFixture
     assert "4 pairs" in shown
     assert "left out 2 × not among the pairs that were annotated" in shown
     assert (workplace / "some/model.safetensors").stat().st_mode == (workplace / "some/train.yaml").stat().st_mode
+
+
+def test_train_an_adapter_and_go_on_from_it(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lora = [*TRAIN, "--lora-rank", "2"]
+    assert main([*lora, "--out", "adapter", "--lora-targets", "q_proj,up_proj"]) == 0
+    assert (annotated / "adapter/adapter_model.safetensors").is_file()
+    assert main([*TRAIN, "--model", "adapter", "--out", "whole"]) == 0
+    assert (annotated / "whole/model.safetensors").is_file()
+    capsys.readouterr()
+    for arguments, code, message in [
+        ([*lora, "--out", "adapter"], 2, "adapter holds a finished run"),
+        ([*lora, "--model", "adapter", "--out", "other"], 2, "adapter is an adapter itself"),
+        ([*lora, "--lora-targets", "query", "--out", "other"], 2, "--lora-targets query: the model has no such module"),
+    ]:
+        assert main(arguments) == code
+        error = capsys.readouterr().err.strip()
+        assert message in error
+        assert error.startswith("twdpo: ")
+        assert error.count("\n") == 0, error
 
 
 def test_another_recipe(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:

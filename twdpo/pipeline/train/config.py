@@ -156,6 +156,18 @@ class TrainConfig:
         if not 0.0 <= self.label_smoothing < 0.5:
             raise UsageError(f"--label-smoothing {self.label_smoothing} is outside 0 to 0.5 (0.5 excluded)")
         parse_eval_split(self.eval_split)
+        self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        """What belongs to adapters needs them: a setting that is ignored would be a surprise."""
+        if self.lora_rank is None:
+            for name in ("lora_alpha", "lora_targets", "load_in_4bit", "merge_adapter"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
+                    raise UsageError(f"{flag(name)} needs --lora-rank, such as --lora-rank 16")
+        if self.lora_alpha is not None and not (self.lora_alpha > 0 and math.isfinite(self.lora_alpha)):
+            raise UsageError(f"--lora-alpha {self.lora_alpha} must be a number above 0")
+        if not self.lora_targets.replace(",", " ").strip():
+            raise UsageError("--lora-targets is empty; pass all-linear, or names such as q_proj,v_proj")
 
     @property
     def name(self) -> str:
@@ -213,7 +225,7 @@ HELP = {
     "keep_checkpoints": "How many of the last checkpoints are kept; the best one is kept besides.",
     "log_every": "Steps that a line of metrics.jsonl covers.",
     "resume": "Go on from the last checkpoint in --out.",
-    "seed": "Decides the order of the pairs.",
+    "seed": "Decides the order of the pairs, and how adapters start.",
     "reference_cache": "Folder for reference log-probs; beside the weights cache unless given.",
     "tracker": "Where curves go besides metrics.jsonl: none, tensorboard, wandb, trackio, mlflow or another that "
     "accelerate knows; several with commas.",

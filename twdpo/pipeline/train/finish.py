@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from twdpo import __version__
-from twdpo.pipeline.models import LoadedModel
+from twdpo.pipeline.train.adapters import Policy
 from twdpo.pipeline.train.card import RunFacts, model_card
 from twdpo.pipeline.train.curves import INSTALL, PICTURES, write_curves
 from twdpo.pipeline.train.metrics import MetricsFile
@@ -18,10 +18,10 @@ from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.publish import publish
 
 
-def finish(facts: RunFacts, loaded: LoadedModel, progress: TrainProgress) -> str | None:
+def finish(facts: RunFacts, policy: Policy, progress: TrainProgress) -> str | None:
     """Write all that a finished run leaves, and push it where that is asked for; returns its address on the hub.
 
-    `loaded` has the parameters of the best step afterwards. Raises StorageError, and HubUnavailable, all being written.
+    `policy` has the parameters of the best step afterwards. Raises StorageError, and HubUnavailable, all being written.
     """
     config, best = facts.config, facts.best
     out = Path(config.out)
@@ -32,7 +32,7 @@ def finish(facts: RunFacts, loaded: LoadedModel, progress: TrainProgress) -> str
         progress.note(INSTALL)
     facts = replace(facts, has_curves=has_curves)
     best_card = model_card(facts, is_best=True) if best else ""
-    files = save_models(config, loaded, model_card(facts), best_card, best.checkpoint if best else None)
+    files = save_models(config, policy, model_card(facts), best_card, best.checkpoint if best else None)
     if config.push is None:
         return None
     progress.note(f"sending the model to {config.push}")

@@ -1,8 +1,8 @@
 """Stage two from end to end: load, join, reference log-probs, train, evaluate, save.
 
-Reads from top to bottom: `run` sets up, `_Loop` trains. Parameters are float32; with bfloat16 the forward passes
-compute in it and the parameters stay as they are, since steps of 1e-6 would vanish in a bfloat16 parameter. Dropout is
-off. Not for: the objective (`loss.py`), log-probs (`logps.py`) or the order of pairs (`batches.py`).
+Reads from top to bottom: `run` sets up, `_Loop` trains. What is trained is float32; with bfloat16 the forward passes
+compute in it and the trained parameters stay as they are, since steps of 1e-6 would vanish in a bfloat16 parameter.
+Dropout is off. Not for: the objective (`loss.py`), log-probs (`logps.py`) or the order of pairs (`batches.py`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped,un
 
 from twdpo.errors import Interrupted, TrainingError, UsageError
 from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
+from twdpo.pipeline.train.adapters import Policy, add_adapters, refuse_early
 from twdpo.pipeline.train.batches import TOKEN_BUDGET, Plan, micro_batches, share, step_indices
 from twdpo.pipeline.train.card import RunFacts
 from twdpo.pipeline.train.checkpoint import (
@@ -62,6 +63,7 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
     )
     if not config.model:
         raise UsageError(f"--model is missing: {config.weights} names no judge that could be trained instead")
+    refuse_early(config)
     layers = parse_attn_source(config.attn_source, manifest.recipe.layers)
     trackers = parse_trackers(config.tracker)
     accelerator = Accelerator(cpu=config.device == "cpu", mixed_precision="no")
@@ -71,7 +73,8 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
     accelerator.wait_for_everyone()
     checkpoint = checkpoint or (last_checkpoint(Path(config.out)) if config.resume else None)
 
-    loaded = _load_policy(config, str(accelerator.device))
+    policy = _load_policy(config, str(accelerator.device))
+    loaded = policy.loaded
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
     model = TokenLogps(loaded.model, autocast=autocast, layout=config.layout)
     renderer = Renderer(loaded.tokenizer, max_length=config.max_length)
@@ -99,7 +102,7 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
             best=best,
             processes=accelerator.num_processes,
         )
-        pushed = finish(facts, loaded, progress)
+        pushed = finish(facts, policy, progress)
     accelerator.wait_for_everyone()
     clock.lap("saving")
     return TrainResult(
@@ -120,13 +123,15 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
     )
 
 
-def _load_policy(config: TrainConfig, device: str) -> LoadedModel:
+def _load_policy(config: TrainConfig, device: str) -> Policy:
     loaded = load_model(
         str(config.model),
-        dtype="float32",
+        # What is frozen takes no steps, and may be held as it is computed with.
+        dtype="float32" if config.lora_rank is None else config.dtype,
         device=device,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
+        load_in_4bit=config.load_in_4bit,
     )
     context = context_length(loaded.model.config)
     if context is not None and context < config.max_length:
@@ -134,10 +139,11 @@ def _load_policy(config: TrainConfig, device: str) -> LoadedModel:
             f"--max-length {config.max_length} is more than the policy's context of {context} tokens; "
             f"use --max-length {context}"
         )
+    policy = Policy(loaded=loaded) if config.lora_rank is None else add_adapters(config, loaded)
     disable_dropout(loaded.model)
     if config.gradient_checkpointing:
         checkpoint_activations(loaded.model)
-    return loaded
+    return policy
 
 
 def _reference(
@@ -247,8 +253,8 @@ class _Loop:
     def _train_step(self) -> None:
         """One optimizer step: the mean loss over its pairs, however they fall into micro-batches and processes."""
         started = time.perf_counter()
-        accelerator, config = self._accelerator, self._config
-        chosen = [self._train[i] for i in step_indices(self.plan, config.seed, self._step)]
+        accelerator, config, plan = self._accelerator, self._config, self.plan
+        chosen = [self._train[i] for i in step_indices(plan, config.seed, self._step)]
         mine = share(chosen, accelerator.process_index, accelerator.num_processes)
         # Every process must take part in the gradients' exchange, also one without a pair of its own.
         budget = _token_budget(accelerator)
@@ -268,7 +274,7 @@ class _Loop:
         norm = float(accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm))
         if not math.isfinite(norm):
             raise self._failure(f"the gradient of step {self._step + 1} is not finite", chosen)
-        rate = learning_rate(config.learning_rate, self._step, self.plan.steps, config.warmup_ratio)
+        rate = learning_rate(config.learning_rate, self._step, self.plan.steps, config.warmup_ratio, config.scheduler)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = rate
         self._optimizer.step()

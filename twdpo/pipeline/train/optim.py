@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from twdpo.errors import UsageError
+from twdpo.pipeline.extras import import_bitsandbytes
 
 
-def learning_rate(peak: float, step: int, steps: int, warmup_ratio: float) -> float:
-    """The rate of step `step` (0-based) of `steps`: linear warm-up from 0, then a half cosine to 0, as in transformers.
+def learning_rate(peak: float, step: int, steps: int, warmup_ratio: float, scheduler: str = "cosine") -> float:
+    """The rate of step `step` (0-based) of `steps`: linear warm-up from 0, then what `scheduler` says.
 
-    A function of the step alone, so that there is no schedule to save.
+    That is a half cosine or a line to 0, or nothing, each as in transformers. A function of the step alone, so that
+    there is no schedule to save.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
         return peak * step / warmup
-    return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))))
+    done = (step - warmup) / max(1, steps - warmup)
+    if scheduler == "constant":
+        return peak
+    if scheduler == "linear":
+        return peak * max(0.0, 1.0 - done)
+    return peak * max(0.0, 0.5 * (1.0 + math.cos(math.pi * done)))
 
 
 def make_optimizer(name: str, model: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
@@ -43,11 +48,6 @@ def make_optimizer(name: str, model: nn.Module, weight_decay: float) -> torch.op
 
 
 def _eight_bit(groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UsageError(
-            "--optimizer adamw_8bit needs bitsandbytes; pip install bitsandbytes, or use --optimizer adamw"
-        )
-    from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found,unused-ignore]
-
-    optimizer: torch.optim.Optimizer = AdamW8bit(groups, lr=0.0)
+    library = import_bitsandbytes("--optimizer adamw_8bit", "use --optimizer adamw")
+    optimizer: torch.optim.Optimizer = library.optim.AdamW8bit(groups, lr=0.0)
     return optimizer

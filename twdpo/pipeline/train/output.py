@@ -1,6 +1,7 @@
 """The folder that a run writes: claiming it, and putting the finished model in place.
 
     trained/  config.json, model.safetensors, tokenizer files   what from_pretrained loads; only of a finished run
+              adapter_config.json, adapter_model.safetensors     instead, of a run that trained an adapter
               best/                                              the same of the best step, where that is not the last
               train.yaml  README.md  metrics.jsonl  curves.*     the resolved configuration, a card, figures, a plot
               trackers/                                          what trackers such as TensorBoard keep on disk
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
-from twdpo.pipeline.models import LoadedModel, quiet_progress
+from twdpo.pipeline.models import ADAPTER_CONFIGURATION
+from twdpo.pipeline.train.adapters import Policy
 from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.curves import PICTURES
@@ -27,9 +29,18 @@ from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, make_fol
 
 CONFIGURATION = "train.yaml"
 METRICS = "metrics.jsonl"
-_FINISHED = "config.json"
 BEST = "best"
-_OWN = ("config.json", "generation_config.json", "model*.safetensors*", "README.md", METRICS, CONFIGURATION, *PICTURES)
+#: A folder with one of these is complete.
+_FINISHED = ("config.json", ADAPTER_CONFIGURATION)
+_OWN = (
+    *_FINISHED,
+    "generation_config.json",
+    "model*.safetensors*",
+    "adapter_model.safetensors",
+    "README.md",
+    METRICS,
+    *PICTURES,
+)
 
 
 def claim(config: TrainConfig) -> Path | None:
@@ -47,7 +58,7 @@ def claim(config: TrainConfig) -> Path | None:
         for pattern in _OWN:
             for path in out.glob(pattern):
                 path.unlink()
-    if (out / _FINISHED).is_file():
+    if any((out / name).is_file() for name in _FINISHED):
         raise UsageError(f"--out {out} holds a finished run; choose another folder, or pass --no-resume to replace it")
     for stray in out.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(stray, ignore_errors=True)
@@ -59,23 +70,22 @@ def save_configuration(config: TrainConfig) -> None:
     write_file(Path(config.out) / CONFIGURATION, to_yaml(config).encode())
 
 
-def save_models(
-    config: TrainConfig, loaded: LoadedModel, card: str, best_card: str, best: Path | None
-) -> tuple[str, ...]:
+def save_models(config: TrainConfig, policy: Policy, card: str, best_card: str, best: Path | None) -> tuple[str, ...]:
     """Write the finished model, its tokenizer and card, then drop the checkpoints; returns the files, below `out`.
 
-    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `loaded` then has. The
-    files are written aside and moved in, `config.json` last: a folder that has it is complete. Raises StorageError.
+    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `policy` then has. The
+    files are written aside and moved in, the configuration last: a folder that has it is complete. Raises StorageError.
     """
     out = Path(config.out)
     with storing_tensors(out):
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
-            _write_model(temporary, loaded, card)
+            policy.save(temporary, merge=config.merge_adapter, last=best is None)
+            (temporary / "README.md").write_text(card, "utf-8")
             if best is not None:
-                load_parameters(best, loaded.model)
-                (temporary / BEST).mkdir()
-                _write_model(temporary / BEST, loaded, best_card)
+                load_parameters(best, policy.loaded.model)
+                policy.save(temporary / BEST, merge=config.merge_adapter)
+                (temporary / BEST / "README.md").write_text(best_card, "utf-8")
             # Some writers make files that only their owner can read; a model is shared like its configuration.
             mode = (out / CONFIGURATION).stat().st_mode
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -85,7 +95,7 @@ def save_models(
                     os.fsync(stream.fileno())
             written = tuple(path.relative_to(temporary).as_posix() for path in files)
             shutil.rmtree(out / BEST, ignore_errors=True)
-            for path in sorted(temporary.iterdir(), key=lambda path: path.name == _FINISHED):
+            for path in sorted(temporary.iterdir(), key=lambda path: path.name in _FINISHED):
                 if path.is_dir():
                     path.chmod(out.stat().st_mode)
                     fsync_folder(path)
@@ -95,10 +105,3 @@ def save_models(
             shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(out / FOLDER, ignore_errors=True)
     return written
-
-
-def _write_model(folder: Path, loaded: LoadedModel, card: str) -> None:
-    with quiet_progress():
-        loaded.model.save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
-    (folder / "README.md").write_text(card, "utf-8")

@@ -18,6 +18,7 @@ import torch
 
 from twdpo.errors import CacheCorrupt, Interrupted
 from twdpo.pipeline.models import LoadedModel
+from twdpo.pipeline.train.adapters import adapters_off
 from twdpo.pipeline.train.batches import micro_batches
 from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.layouts import Logps, collate
@@ -36,6 +37,11 @@ def open_store(folder: Path, loaded: LoadedModel, renderer: Renderer, dtype: str
         "max_length": renderer.max_length,
         "rendering": renderer.fingerprint,
     }
+    # A base held in fewer bits than it computes with gives numbers of its own; adapters, being off, do not count.
+    if loaded.dtype != "float32":
+        description["parameters"] = loaded.dtype
+    if loaded.quantization is not None:
+        description["quantization"] = loaded.quantization
     # A model is what its files say, wherever they lie; a name counts only where nothing better is known.
     identity = description if loaded.revision is None else {k: v for k, v in description.items() if k != "model"}
     fingerprint = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -55,12 +61,13 @@ def reference_logps(
 ) -> None:
     """Add what `store` lacks of this process's part of `examples`; pairs, tokens: as in `micro_batches`.
 
+    Adapters are off meanwhile: the reference is the base, however far they have been trained.
     Raises Interrupted on Ctrl-C, after what was computed has been written.
     """
     lacking = {example.example_hash: example for example in examples if example.example_hash not in store}
     mine = sorted(lacking.values(), key=lambda example: (example.longest, example.example_hash))[rank::ranks]
     progress.start("reference", len(mine))
-    with store, _interruptible(store):
+    with store, _interruptible(store), adapters_off(model):
         for group in micro_batches(mine, pairs, tokens, model.layout):
             batch = collate(group, None, next(model.parameters()).device, model.layout)
             with torch.no_grad():
