@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from twdpo.preferences import Pair, load, resolve
 from twdpo.weights_cache import CacheWriter, Recipe, SideWeights, WeightRow
 
 LAYERS = (0, 1)
+Item = TypeVar("Item")
 
 # The first call of a torch function takes longer than hypothesis allows an example.
 settings.register_profile("torch", deadline=None)
@@ -32,6 +33,16 @@ def stored_weights(text: str, seed: int = 0) -> SideWeights:
     raw = {layer: rng.random(len(tokens)) + 0.01 for layer in LAYERS}
     weights = {layer: (w / w.mean()).astype(np.float32) for layer, w in raw.items()}
     return SideWeights(starts=tokens.starts, ends=tokens.ends, weights=weights)
+
+
+class Alone:
+    """The only process of a run."""
+
+    rank, count = 0, 1
+
+    def collect(self, items: Sequence[Item]) -> list[Item]:
+        """There are no others."""
+        return list(items)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
