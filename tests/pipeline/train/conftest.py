@@ -128,6 +128,7 @@ class World:
         take: Callable[[Pair], bool] = lambda _pair: True,
         include_text: bool = False,
         stored: Callable[[str], SideWeights] = stored_weights,
+        shard_rows: int = 512,
         **source: Any,
     ) -> None:
         """Write random weights for the pairs of a data set."""
@@ -142,7 +143,9 @@ class World:
             layers=LAYERS,
         )
         entry = {"name": str(dataset), "kind": "file", "location": str(dataset), **source}
-        with CacheWriter.open(self.weights, recipe, dataset=entry, include_text=include_text) as writer:
+        with CacheWriter.open(
+            self.weights, recipe, dataset=entry, include_text=include_text, shard_rows=shard_rows
+        ) as writer:
             for pair in load(resolve(str(dataset))):
                 if isinstance(pair, Pair) and take(pair):
                     texts: dict[str, Any] = {
