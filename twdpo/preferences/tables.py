@@ -125,7 +125,9 @@ class DatasetRows(Rows):
     def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
         """The rows, with the columns that make pairs and those named in `extra`."""
         used = _used(self.dataset.column_names, extra)
-        rest = self.dataset.skip(min(start, len(self.dataset))) if start else self.dataset
+        if start >= len(self.dataset):
+            return
+        rest = self.dataset.skip(start) if start else self.dataset
         batches = iter(rest.select_columns(used).with_format(None).iter(batch_size=BATCH))
         while True:
             with readable(self.where):
