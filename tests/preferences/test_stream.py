@@ -121,3 +121,42 @@ def test_real_pairs_agree_with_datasets_own_reading(shared: Path, name: str, cou
         assert (item.chosen, item.rejected) == (row["chosen"][-1]["content"], row["rejected"][-1]["content"])
         turns = [{"content": message.content, "role": message.role} for message in item.prompt]
         assert turns == row["chosen"][:-1] == row["rejected"][:-1]
+
+
+@pytest.mark.parametrize(
+    "name", ["pairs.jsonl", "pairs.json", "pairs.parquet", "pairs.arrow", "saved", "several", "demo"]
+)
+def test_reading_from_any_row_on(tmp_path: Path, name: str) -> None:
+    """The same rows as reading all of them and passing over the first."""
+    rows: list[dict[str, object]] = [{"prompt": f"q{i}", "chosen": f"a{i}", "rejected": "b"} for i in range(700)]
+    path = tmp_path / name
+    if name == "saved":
+        with quiet():
+            datasets.Dataset.from_list(rows).save_to_disk(path)
+    elif name == "several":
+        path.mkdir()
+        for part, (first, last) in enumerate([(0, 10), (10, 300), (300, 700)]):
+            pq.write_table(pa.Table.from_pylist(rows[first:last]), path / f"train-{part}.parquet", row_group_size=90)
+    elif name.endswith(".parquet"):
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=90)
+    elif name.endswith(".arrow"):
+        table = pa.Table.from_pylist(rows)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table, max_chunksize=100)
+    elif name.endswith(".json"):
+        path.write_text(json.dumps(rows))
+    elif name.endswith(".jsonl"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = resolve("demo" if name == "demo" else str(path))
+    stream = load(source)
+    everything = list(stream.rows_from(0))
+    assert len(everything) == stream.total
+    for start in (1, 9, 10, 11, 89, 90, 255, 256, 300, 600, 699, 700, 900):
+        assert list(stream.rows_from(start)) == everything[start:]
+    assert list(load(source, limit=95).rows_from(90)) == everything[90:95]
+
+
+def test_rows_that_are_passed_over_are_not_parsed(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(GOOD) + "\nbroken\n" + json.dumps(GOOD) + "\n")
+    assert len(list(load(resolve(str(path))).rows_from(2))) == 1

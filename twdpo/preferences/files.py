@@ -43,9 +43,16 @@ class FileRows(Rows):
         counts = [file.count() for file in self.files]
         return None if None in counts else sum(count for count in counts if count is not None)
 
-    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
         """The rows of each file in turn."""
-        return chain.from_iterable(file.read(extra) for file in self.files)
+        for position, file in enumerate(self.files):
+            if start and (count := file.count()) is not None and count <= start:
+                start -= count
+                continue
+            # Within this file; where it cannot tell its count, it is read to the end with those after it.
+            rest = chain.from_iterable(after.read(extra) for after in self.files[position + 1 :])
+            yield from chain(file.read(extra, start), rest)
+            return
 
 
 def open_path(path: Path, split: str | None) -> tuple[Rows, str]:

@@ -39,21 +39,21 @@ class JsonRows(Rows):
         with readable(self.path), _open(self.path) as file:
             return sum(1 for line in file if line.strip(_BLANK))
 
-    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
         """The rows, all keys."""
         # A key that a row leaves out is a value that is missing, not another format.
         missing = dict.fromkeys(self.columns or ())
-        for row in self._objects():
+        for row in self._objects(start):
             yield {**missing, **row}
 
-    def _objects(self) -> Generator[dict[str, Any], None, None]:
+    def _objects(self, start: int = 0) -> Generator[dict[str, Any], None, None]:
         if self.is_array:
             with readable(self.path), _open(self.path) as file:
                 content = file.read()
-            for i, item in enumerate(_decode(content, self.path, line=1), start=1):
+            for i, item in islice(enumerate(_decode(content, self.path, line=1), start=1), start, None):
                 yield _object(item, f"item {i} of {self.path}")
             return
-        for number, line in _lines(self.path):
+        for number, line in islice(_lines(self.path), start, None):
             yield _object(_decode(line, self.path, number), f"line {number} of {self.path}")
 
 

@@ -31,8 +31,11 @@ class Rows(ABC):
         """How many rows there are; None where only reading them all would tell."""
 
     @abstractmethod
-    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
-        """The rows, with the columns that make pairs and those named in `extra`; it may be more, where that is free."""
+    def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
+        """The rows from number `start` on, with the columns that make pairs and those named in `extra`.
+
+        There may be more columns, where they are free. Rows before `start` are passed over as cheaply as can be.
+        """
 
     def __iter__(self) -> Iterator[Row]:
         return self.read()
@@ -49,9 +52,9 @@ class MemoryRows(Rows):
         """How many rows there are."""
         return len(self._rows)
 
-    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
         """The rows, all columns."""
-        return iter(self._rows)
+        return iter(self._rows[start:])
 
 
 @contextmanager

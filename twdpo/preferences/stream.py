@@ -45,6 +45,11 @@ class PairStream:
         for index, row in enumerate(islice(self._rows.read(extra), self._limit)):
             yield row, parse_row(row, index)
 
+    def rows_from(self, start: int) -> Iterator[Row]:
+        """The raw rows from number `start` on, for `parse_row`; those before are passed over without being parsed."""
+        left = None if self._limit is None else max(0, self._limit - start)
+        return islice(self._rows.read((), start), left)
+
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of all columns (of the first row, where rows may differ), also of those that are not read."""

@@ -34,12 +34,12 @@ class TableRows(Rows):
     def _read_schema(self) -> pa.Schema: ...
 
     @abstractmethod
-    def _batches(self, used: list[str]) -> Iterator[pa.RecordBatch]:
-        """Batches of the columns `used`."""
+    def _batches(self, used: list[str], start: int) -> Iterator[pa.RecordBatch]:
+        """Batches of the columns `used`, from row `start` on."""
 
-    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
         """The rows, with the columns that make pairs and those named in `extra`."""
-        batches = self._batches(_used(self.schema.names, extra))
+        batches = self._batches(_used(self.schema.names, extra), start)
         while True:
             with readable(self.path):
                 batch = next(batches, None)
@@ -64,12 +64,16 @@ class ParquetRows(TableRows):
         with readable(self.path):
             return int(pq.read_metadata(self.path).num_rows)
 
-    def _batches(self, used: list[str]) -> Iterator[pa.RecordBatch]:
+    def _batches(self, used: list[str], start: int) -> Iterator[pa.RecordBatch]:
         import pyarrow.parquet as pq
 
         # No reading ahead: one huge row group would come into memory whole.
         with pq.ParquetFile(self.path, pre_buffer=False, buffer_size=1 << 20) as file:
-            yield from file.iter_batches(batch_size=BATCH, columns=used)
+            groups, first = range(file.num_row_groups), 0
+            while first < len(groups) and start >= (rows := file.metadata.row_group(first).num_rows):
+                first, start = first + 1, start - rows
+            batches = file.iter_batches(batch_size=BATCH, columns=used, row_groups=list(groups[first:]))
+            yield from _from_row(batches, start)
 
 
 class ArrowRows(TableRows):
@@ -84,10 +88,10 @@ class ArrowRows(TableRows):
         with readable(self.path):
             return sum(batch.num_rows for batch in self._stored())
 
-    def _batches(self, used: list[str]) -> Iterator[pa.RecordBatch]:
-        for stored in self._stored():
+    def _batches(self, used: list[str], start: int) -> Iterator[pa.RecordBatch]:
+        for stored in _from_row(self._stored(), start):
             selected = stored.select(used)
-            yield from (selected.slice(start, BATCH) for start in range(0, stored.num_rows, BATCH))
+            yield from (selected.slice(first, BATCH) for first in range(0, stored.num_rows, BATCH))
 
     def _stored(self) -> Iterator[pa.RecordBatch]:
         with self._open() as reader:
@@ -118,16 +122,27 @@ class DatasetRows(Rows):
         """The number of rows."""
         return len(self.dataset)
 
-    def read(self, extra: Collection[str] = ()) -> Iterator[Row]:
+    def read(self, extra: Collection[str] = (), start: int = 0) -> Iterator[Row]:
         """The rows, with the columns that make pairs and those named in `extra`."""
         used = _used(self.dataset.column_names, extra)
-        batches = iter(self.dataset.select_columns(used).with_format(None).iter(batch_size=BATCH))
+        if start >= len(self.dataset):
+            return
+        rest = self.dataset.skip(start) if start else self.dataset
+        batches = iter(rest.select_columns(used).with_format(None).iter(batch_size=BATCH))
         while True:
             with readable(self.where):
                 batch = next(batches, None)
             if batch is None:
                 return
             yield from (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+
+
+def _from_row(batches: Iterable[pa.RecordBatch], start: int) -> Iterator[pa.RecordBatch]:
+    """`batches` from row `start` on; those before are not decoded further."""
+    for batch in batches:
+        if start < batch.num_rows:
+            yield batch.slice(start) if start else batch
+        start = max(0, start - batch.num_rows)
 
 
 def _used(names: Iterable[str], extra: Collection[str]) -> list[str]:

@@ -123,16 +123,17 @@ class WeightsCache:
         if self._row_file is None:
             self._row_file = RowFile.of(folder or self.folder / ROWS_FOLDER, self._index, self.layers, text=self._text)
 
-    def prepare_for(self, hashes: Sequence[str], window: int) -> bool:
+    def prepare_for(self, hashes: Sequence[str], window: int, *, of: int | None = None) -> bool:
         """Prepare for `fetch` of `hashes` in this order, `window` at a time; returns whether there is a row file now.
 
-        One is made where each row group would be decoded many times over. Where it cannot be written, `fetch` goes on
-        without one.
+        of: how many there will be, where these are only the first. A row file is made where each row group would be
+        decoded many times over. Where it cannot be written, `fetch` goes on without one.
         """
         places = self._index.find(hashes)
         groups = self._index.units_of(places[places >= 0])
         windows = np.arange(len(groups)) // window
         decoded = len(np.unique(windows * (self._index.groups + 1) + groups))
+        decoded = decoded * of // max(1, len(hashes)) if of is not None else decoded
         if self._index.groups >= _MANY_GROUPS and decoded > _TIMES_DECODED * self._index.groups:
             with suppress(StorageError):
                 self.prepare_shuffled()
@@ -196,9 +197,12 @@ class WeightsCache:
             for asked, parts in ahead:
                 yield from self._assemble(asked, parts, block, copy=False)
 
-    def rows(self) -> Iterator[WeightRow]:
-        """Every pair's row in cache order; its arrays are views that cannot be written, and keep a row group alive."""
-        places = [(unit, rows) for unit, _, rows in self._index.places(self._index.first_rows(), self._span)]
+    def rows(self, start: int = 0) -> Iterator[WeightRow]:
+        """Every pair's row in cache order, from number `start` on.
+
+        Its arrays are views that cannot be written, and keep a row group alive.
+        """
+        places = [(unit, rows) for unit, _, rows in self._index.places(self._index.first_rows()[start:], self._span)]
         blocks = self._index.read_ahead((unit for unit, _ in places), self._span)
         for (_, positions), block in zip(places, blocks, strict=True):
             yield from rows_of(block, positions, self.layers, copy=False)

@@ -263,9 +263,10 @@ def test_the_tokenizer_is_named_known_or_asked_for(tmp_path: Path, monkeypatch: 
 
 def test_stage_two_trains_on_an_imported_cache(tmp_path: Path) -> None:
     """The pairs are found by their hashes, and weights pass through to the bit where the tokenizer is the judge's."""
+    from tests.pipeline.train.conftest import Alone
     from twdpo.pipeline.train import TrainConfig, TrainProgress, train
-    from twdpo.pipeline.train.data import join
     from twdpo.pipeline.train.render import Renderer
+    from twdpo.pipeline.train.resident import ResidentFeed
     from twdpo.weights_cache import WeightsCache
 
     rows, _ = demo_rows(20)
@@ -284,9 +285,10 @@ def test_stage_two_trains_on_an_imported_cache(tmp_path: Path) -> None:
         sink_fix=False,
     )
     with WeightsCache.open(tmp_path / "out", layers=(LAYERS[-1],)) as cache:
-        examples = join(config, cache, Renderer(tiny_tokenizer(), max_length=512), TrainProgress())
+        renderer = Renderer(tiny_tokenizer(), max_length=512)
+        examples = ResidentFeed(config, cache, renderer, Alone(), TrainProgress())
         assert len(examples.train) == len(rows) - 1
-        assert sum(examples.skipped.values()) == 1
+        assert sum(examples.counts.skipped.values()) == 1
         for example in examples.train:
             stored_row = cache.fetch([example.example_hash])[0]
             for name in ("chosen", "rejected"):

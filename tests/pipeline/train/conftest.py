@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from twdpo.preferences import Pair, load, resolve
 from twdpo.weights_cache import CacheWriter, Recipe, SideWeights, WeightRow
 
 LAYERS = (0, 1)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 # The first call of a torch function takes longer than hypothesis allows an example.
 settings.register_profile("torch", deadline=None)
@@ -32,6 +36,43 @@ def stored_weights(text: str, seed: int = 0) -> SideWeights:
     raw = {layer: rng.random(len(tokens)) + 0.01 for layer in LAYERS}
     weights = {layer: (w / w.mean()).astype(np.float32) for layer, w in raw.items()}
     return SideWeights(starts=tokens.starts, ends=tokens.ends, weights=weights)
+
+
+class Alone:
+    """The only process of a run."""
+
+    rank, count = 0, 1
+
+    def collect(self, items: Sequence[Item]) -> list[Item]:
+        """There are no others."""
+        return list(items)
+
+
+class Together:
+    """One of several processes of a run, each a thread here."""
+
+    def __init__(self, rank: int, parts: list[Any], barrier: threading.Barrier) -> None:
+        self.rank, self.count = rank, len(parts)
+        self._parts, self._barrier = parts, barrier
+
+    def collect(self, items: Sequence[Item]) -> list[Item]:
+        """The items of all, once all are here."""
+        self._parts[self.rank] = list(items)
+        self._barrier.wait(60)
+        everything = [item for part in self._parts for item in part]
+        self._barrier.wait(60)
+        return everything
+
+
+def in_ranks(count: int, work: Callable[[Any], Result]) -> list[Result]:
+    """What `work` gives in each of so many processes that run together; what one raises is raised."""
+    if count == 1:
+        return [work(Alone())]
+    parts: list[Any] = [None] * count
+    barrier = threading.Barrier(count)
+    with ThreadPoolExecutor(count) as threads:
+        running = [threads.submit(work, Together(rank, parts, barrier)) for rank in range(count)]
+        return [future.result() for future in running]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +127,8 @@ class World:
         dataset: Path,
         take: Callable[[Pair], bool] = lambda _pair: True,
         include_text: bool = False,
+        stored: Callable[[str], SideWeights] = stored_weights,
+        shard_rows: int = 512,
         **source: Any,
     ) -> None:
         """Write random weights for the pairs of a data set."""
@@ -100,7 +143,9 @@ class World:
             layers=LAYERS,
         )
         entry = {"name": str(dataset), "kind": "file", "location": str(dataset), **source}
-        with CacheWriter.open(self.weights, recipe, dataset=entry, include_text=include_text) as writer:
+        with CacheWriter.open(
+            self.weights, recipe, dataset=entry, include_text=include_text, shard_rows=shard_rows
+        ) as writer:
             for pair in load(resolve(str(dataset))):
                 if isinstance(pair, Pair) and take(pair):
                     texts: dict[str, Any] = {
@@ -111,8 +156,8 @@ class World:
                     writer.add(
                         WeightRow(
                             example_hash=pair.example_hash,
-                            chosen=stored_weights(pair.chosen),
-                            rejected=stored_weights(pair.rejected),
+                            chosen=stored(pair.chosen),
+                            rejected=stored(pair.rejected),
                             **(texts if include_text else {}),
                         )
                     )

@@ -3,26 +3,49 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.fixtures.tiny_models import tiny_tokenizer
-from tests.pipeline.train.conftest import World
+from tests.pipeline.train.conftest import Alone, World
 from twdpo.errors import DataError, MissingRows, UsageError
 from twdpo.pipeline.train import TrainProgress
-from twdpo.pipeline.train.data import Example, Examples, join
+from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.render import Renderer
+from twdpo.pipeline.train.resident import ResidentFeed
 from twdpo.preferences import Pair
 from twdpo.weights_cache import CacheWriter, WeightsCache
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """The examples of a run, and what became of the other rows."""
+
+    train: list[Example]
+    heldout: list[Example]
+    skipped: Mapping[str, int]
+    uniform: int
+    truncated: int
+
+
 def joined(world: World, max_length: int = 256, **changes: Any) -> Examples:
-    """The examples of a run."""
+    """The examples of a run in one process."""
     renderer = Renderer(tiny_tokenizer(), max_length=max_length)
     with WeightsCache.open(world.weights, layers=(1,)) as cache:
-        return join(world.config(**changes), cache, renderer, TrainProgress())
+        feed = ResidentFeed(world.config(**changes), cache, renderer, Alone(), TrainProgress())
+    counts = feed.counts
+    assert (counts.pairs, counts.heldout) == (len(feed.train), len(feed.held_out))
+    return Examples(
+        train=feed.train,
+        heldout=feed.held_out,
+        skipped=counts.skipped,
+        uniform=counts.uniform,
+        truncated=counts.truncated,
+    )
 
 
 def hashes(examples: list[Example]) -> set[str]:

@@ -264,10 +264,43 @@ def test_missing_rows_stop_before_training(empty_world: World) -> None:
     assert train(empty_world.config(missing="drop", max_steps=1)).pairs == 49
 
 
+@pytest.mark.parametrize("options", [(), ("--streaming",)], ids=["resident", "streamed"])
+def test_weights_for_another_data_set(world: World, options: tuple[str, ...]) -> None:
+    """One line that says so, and which data set the weights are for."""
+    other = world.folder / "other.jsonl"
+    rows = [{"prompt": f"Why {i}?", "chosen": "Because.", "rejected": "No."} for i in range(20)]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    command = ["train", "--weights", str(world.weights), "--dataset", str(other), "--max-length", "256", *options]
+    found = subprocess.run(
+        [sys.executable, "-m", "twdpo", *command, "--out", out_of(world, "none"), "--device", "cpu"],
+        check=False,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "COLUMNS": "1000"},
+    )
+    assert found.returncode == 1
+    assert "20 of 20 pairs have no weights" in found.stderr
+    assert f"the cache seems to be of another data set (its manifest names: {world.pairs})" in found.stderr
+    assert "Traceback" not in found.stderr
+    assert len([line for line in found.stderr.splitlines() if "weights" in line]) == 1
+
+
+def test_a_step_without_pairs_counts_and_changes_nothing(empty_world: World) -> None:
+    """Of a stream: its learning rate passes, its update does not happen, and there is no line for it."""
+    empty_world.annotate(empty_world.write_pairs(8))
+    with empty_world.pairs.open("a", encoding="utf-8") as stream:
+        stream.writelines(json.dumps({"prompt": "?", "chosen": " ", "rejected": "no"}) + "\n" for _ in range(8))
+    changes: dict[str, Any] = {"streaming": True, "shuffle_block": 8, "eval_split": "none"}
+    result = train(empty_world.config(epochs=2.0, **changes))
+    assert (result.steps, result.pairs, sum(result.skipped.values())) == (4, 8, 8)
+    assert [line["step"] for line in records(result.out)] == [1, 3]
+
+
 @pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(world: World) -> None:
+@pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
+def test_two_processes_give_the_losses_of_one(world: World, streaming: bool) -> None:
     """Uneven shares, and a last step with a single pair, which leaves one process without any."""
-    changes: dict[str, Any] = {"batch_size": 17, "limit": 60, "eval_split": "8", "epochs": 2.0}
+    changes: dict[str, Any] = {"batch_size": 17, "limit": 60, "eval_split": "8", "epochs": 2.0, "streaming": streaming}
     alone = train(world.config(out=out_of(world, "alone"), **changes))
     config = world.config(out=out_of(world, "both"), **changes)
     script = world.folder / "run.py"

@@ -9,15 +9,16 @@ import pytest
 import torch
 
 from tests.fixtures.tiny_models import tiny_tokenizer
-from tests.pipeline.train.conftest import World
+from tests.pipeline.train.conftest import Alone, World
 from twdpo.errors import CacheCorrupt, Interrupted
 from twdpo.pipeline.models import LoadedModel, load_model
 from twdpo.pipeline.train import TrainProgress
-from twdpo.pipeline.train.data import Example, Side, join
+from twdpo.pipeline.train.data import Example, Side
 from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
 from twdpo.pipeline.train.render import Renderer
+from twdpo.pipeline.train.resident import ResidentFeed
 from twdpo.weights_cache import WeightsCache
 
 
@@ -44,7 +45,8 @@ def loaded(world: World) -> LoadedModel:
 def examples(world: World) -> list[Example]:
     with WeightsCache.open(world.weights, layers=(1,)) as cache:
         renderer = Renderer(tiny_tokenizer(), max_length=256)
-        return join(world.config(eval_split="none", limit=20), cache, renderer, TrainProgress()).train
+        config = world.config(eval_split="none", limit=20)
+        return ResidentFeed(config, cache, renderer, Alone(), TrainProgress()).train
 
 
 def compute(
@@ -54,7 +56,8 @@ def compute(
     renderer = Renderer(loaded.tokenizer, max_length=max_length)
     model = TokenLogps(loaded.model)
     store = open_store(folder, loaded, renderer, "float32")
-    reference_logps(examples, model, store, progress, pairs=None, tokens=500)
+    lacking = [example for example in examples if example.example_hash not in store]
+    reference_logps([lacking], model, store, progress, pairs=None, tokens=500)
     with open_store(folder, loaded, renderer, "float32") as store:
         return dict(read_reference(examples, store))
 

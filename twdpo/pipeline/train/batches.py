@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,11 +52,31 @@ class Plan:
 def step_indices(plan: Plan, seed: int, step: int) -> NDArray[np.int64]:
     """Which examples step `step` (0-based) trains on; every epoch has its own order."""
     epoch, position = divmod(step, plan.steps_per_epoch)
-    order = np.random.default_rng([seed, epoch]).permutation(plan.pairs)
+    order = _order(plan.pairs, seed, epoch)
     return order[position * plan.batch_size : (position + 1) * plan.batch_size]
 
 
-def share(examples: Sequence[Example], rank: int, ranks: int) -> list[Example]:
+@lru_cache(maxsize=2)
+def _order(pairs: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(pairs)
+
+
+class Measured(Protocol):
+    """What is dealt out by its length."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longer response."""
+
+    @property
+    def example_hash(self) -> str:
+        """Decides between two of the same length."""
+
+
+Item = TypeVar("Item", bound=Measured)
+
+
+def share(examples: Sequence[Item], rank: int, ranks: int) -> list[Item]:
     """This process's part of a step, about as long as every other's; a rank may get none."""
     return sorted(examples, key=lambda example: (example.longest, example.example_hash))[rank::ranks]
 

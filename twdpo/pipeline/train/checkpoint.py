@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ class Position:
     """Where a run stands, and what it must still be to go on.
 
     step: optimizer steps done. window: sums and pairs of the log line in progress. config: the resolved
-    configuration. data: a digest of the training examples and their weights.
+    configuration. data: a digest of the training examples and their weights. feed: where the feed of pairs stands.
     """
 
     step: int
     window: Mapping[str, Any]
     config: Mapping[str, Any]
     data: str
+    feed: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> Path:
@@ -162,7 +163,7 @@ def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, pos
     plain = {str(number): _split(entry, f"optimizer/{number}", tensors) for number, entry in state["state"].items()}
     save_file(tensors, str(folder / _OPTIMIZER))
     _write_json(folder / _SETTINGS, {"state": plain, "param_groups": state["param_groups"]})
-    content = {name: getattr(position, name) for name in ("step", "window", "config", "data")}
+    content = {name: getattr(position, name) for name in ("step", "window", "config", "data", "feed")}
     _write_json(folder / _STATE, {"format": _FORMAT, **content})
     for file in folder.iterdir():
         with file.open("rb+") as stream:

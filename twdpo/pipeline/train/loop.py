@@ -21,7 +21,7 @@ from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped,un
 from twdpo.errors import Interrupted, TrainingError, UsageError
 from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
 from twdpo.pipeline.train.adapters import Policy, add_adapters, refuse_early
-from twdpo.pipeline.train.batches import TOKEN_BUDGET, Plan, micro_batches, share, step_indices
+from twdpo.pipeline.train.batches import TOKEN_BUDGET, micro_batches
 from twdpo.pipeline.train.card import RunFacts
 from twdpo.pipeline.train.checkpoint import (
     Position,
@@ -33,7 +33,8 @@ from twdpo.pipeline.train.checkpoint import (
 )
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.ctrl_c import CtrlC
-from twdpo.pipeline.train.data import Example, Examples, digest, join
+from twdpo.pipeline.train.data import Example
+from twdpo.pipeline.train.feed import Feed, open_feed
 from twdpo.pipeline.train.finish import finish
 from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps, checkpoint_activations, disable_dropout
@@ -41,14 +42,15 @@ from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
 from twdpo.pipeline.train.optim import learning_rate, make_optimizer
 from twdpo.pipeline.train.output import METRICS, claim, save_configuration
+from twdpo.pipeline.train.processes import Accelerated
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.publish import open_repository
-from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
+from twdpo.pipeline.train.reference import open_store, reference_logps
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.result import Clock, TrainResult
 from twdpo.pipeline.train.retention import Best, best_before, drop_old
 from twdpo.pipeline.train.trackers import Trackers, parse_trackers
-from twdpo.weights_cache import Manifest, WeightsCache
+from twdpo.weights_cache import Manifest, ReferenceStore
 from twdpo.weights_cache.transforms import parse_attn_source
 
 
@@ -78,24 +80,24 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
     autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
     model = TokenLogps(loaded.model, autocast=autocast, layout=config.layout)
     renderer = Renderer(loaded.tokenizer, max_length=config.max_length)
-    with WeightsCache.open(config.weights, layers=layers) as cache:
-        examples = join(config, cache, renderer, progress)
-    clock.lap("pairs")
-    reference = _reference(config, accelerator, loaded, model, renderer, examples, progress)
-    clock.lap("reference")
-
-    tracking = Trackers(trackers, out=Path(config.out), run_name=config.name, note=progress.note, more=more_trackers)
-    loop = _Loop(config, accelerator, model, examples, reference, progress, tracking)
-    before, after = loop.run(checkpoint)
-    clock.lap("training")
+    with open_feed(config, layers, renderer, Accelerated(accelerator), progress) as feed:
+        clock.lap("pairs")
+        store = _reference(config, accelerator, loaded, model, renderer, feed, progress)
+        clock.lap("reference")
+        tracking = Trackers(
+            trackers, out=Path(config.out), run_name=config.name, note=progress.note, more=more_trackers
+        )
+        loop = _Loop(config, accelerator, model, feed, store, progress, tracking)
+        before, after = loop.run(checkpoint)
+        clock.lap("training")
     best, pushed = loop.best(), None
     if accelerator.is_main_process:
         facts = RunFacts(
             config=config,
             manifest=manifest,
             model_revision=loaded.revision,
-            pairs=len(examples.train),
-            heldout=len(examples.heldout),
+            pairs=feed.counts.pairs,
+            heldout=feed.counts.heldout,
             evaluations=loop.evaluations,
             last=loop.last_record,
             steps=loop.plan.steps,
@@ -112,11 +114,11 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
         resumed_at=loop.resumed_at,
         best_step=best.step if best else None,
         pushed=pushed,
-        pairs=len(examples.train),
-        heldout=len(examples.heldout),
-        truncated=examples.truncated,
-        uniform=examples.uniform,
-        skipped=examples.skipped,
+        pairs=feed.counts.pairs,
+        heldout=feed.counts.heldout,
+        truncated=feed.counts.truncated,
+        uniform=feed.counts.uniform,
+        skipped=dict(feed.counts.skipped),
         before=before,
         after=after,
         seconds=clock.laps,
@@ -152,24 +154,15 @@ def _reference(
     loaded: LoadedModel,
     model: TokenLogps,
     renderer: Renderer,
-    examples: Examples,
+    feed: Feed,
     progress: TrainProgress,
-) -> Mapping[str, Logps]:
-    """Reference log-probs of all examples; each process computes a part of what is not in the store."""
-    both = examples.train + examples.heldout
-    reference_logps(
-        both,
-        model,
-        open_store(config.reference_folder, loaded, renderer, config.dtype),
-        progress,
-        pairs=config.micro_batch_size,
-        tokens=_token_budget(accelerator),
-        rank=accelerator.process_index,
-        ranks=accelerator.num_processes,
-    )
+) -> ReferenceStore:
+    """The store of reference log-probs with those of all pairs; each process computes a part of what it lacks."""
+    store = open_store(config.reference_folder, loaded, renderer, config.dtype)
+    budget = _token_budget(accelerator)
+    reference_logps(feed.lacking(store), model, store, progress, pairs=config.micro_batch_size, tokens=budget)
     accelerator.wait_for_everyone()
-    with open_store(config.reference_folder, loaded, renderer, config.dtype) as store:
-        return read_reference(both, store)
+    return open_store(config.reference_folder, loaded, renderer, config.dtype)
 
 
 class _Stop(Exception):
@@ -177,21 +170,20 @@ class _Stop(Exception):
 
 
 class _Loop:
-    """The training loop over one set of examples."""
+    """The training loop over one feed of pairs."""
 
     def __init__(
         self,
         config: TrainConfig,
         accelerator: Accelerator,
         model: TokenLogps,
-        examples: Examples,
-        reference: Mapping[str, Logps],
+        feed: Feed,
+        store: ReferenceStore,
         progress: TrainProgress,
         trackers: Trackers,
     ) -> None:
         self._config, self._accelerator, self._progress = config, accelerator, progress
-        self._train, self._heldout, self._reference = examples.train, examples.heldout, reference
-        self.plan = Plan.of(len(examples.train), config.batch_size, config.epochs, config.max_steps)
+        self._feed, self._store, self.plan = feed, store, feed.plan
         optimizer = make_optimizer(config.optimizer, model, config.weight_decay)
         self._policy, self._layout = model.model, model.layout
         self._model, self._optimizer = accelerator.prepare(model, optimizer)
@@ -231,16 +223,16 @@ class _Loop:
 
     def _begin(self, checkpoint: Path | None) -> None:
         """Start at step 0, or where a checkpoint of this very run stands."""
-        self._data = digest(self._train)
-        if checkpoint is not None:
-            position = read_position(checkpoint)
-            refuse_changes(checkpoint, position, asdict(self._config), self._data)
+        position = None if checkpoint is None else read_position(checkpoint)
+        if checkpoint is not None and position is not None:
+            refuse_changes(checkpoint, position, asdict(self._config), self._feed.digest)
             load_checkpoint(checkpoint, self._policy, self._optimizer)
             self._step = self.resumed_at = position.step
             self._window = Window.from_state(position.window)
+        self._feed.begin(self._store, self._step, position.feed if position else None)
         if self._accelerator.is_main_process:
             save_configuration(self._config)
-            settings = asdict(self._config) | {"pairs": len(self._train), "heldout": len(self._heldout)}
+            settings = asdict(self._config) | {"pairs": self.plan.pairs, "heldout": self._feed.heldout.count}
             self._trackers.start(settings, None if checkpoint is None else self._metrics.read())
             for record in self._metrics.begin(self._step):
                 if "eval_loss" in record:
@@ -253,19 +245,22 @@ class _Loop:
     def _train_step(self) -> None:
         """One optimizer step: the mean loss over its pairs, however they fall into micro-batches and processes."""
         started = time.perf_counter()
-        accelerator, config, plan = self._accelerator, self._config, self.plan
-        chosen = [self._train[i] for i in step_indices(plan, config.seed, self._step)]
-        mine = share(chosen, accelerator.process_index, accelerator.num_processes)
+        accelerator, config = self._accelerator, self._config
+        portion = self._feed.step(self._step)
+        if portion.count == 0:  # of a stream, where no row of the step can be used
+            self._count_step()
+            return
+        mine = portion.mine
         # Every process must take part in the gradients' exchange, also one without a pair of its own.
         budget = _token_budget(accelerator)
-        groups = list(micro_batches(mine or chosen[:1], config.micro_batch_size, budget, self._layout))
+        groups = list(micro_batches(mine or [portion.spare], config.micro_batch_size, budget, self._layout))
         # The exchange averages over processes; the loss is the mean over pairs.
-        scale = accelerator.num_processes / len(chosen) if mine else 0.0
+        scale = accelerator.num_processes / portion.count if mine else 0.0
         sums = torch.zeros(len(NAMES), device=accelerator.device)
         for number, group in enumerate(groups):
             last = number == len(groups) - 1
             with nullcontext() if last else accelerator.no_sync(self._model):
-                pairs = self._losses(group)
+                pairs = self._losses(group, portion.reference)
                 accelerator.backward(pairs.losses.sum() * scale)
             sums += metric_sums(pairs) if mine else 0.0
             self._refuse_nan(pairs.losses, group)
@@ -273,20 +268,22 @@ class _Loop:
         sums = accelerator.reduce(sums, "sum")
         norm = float(accelerator.clip_grad_norm_(self._model.parameters(), config.max_grad_norm))
         if not math.isfinite(norm):
-            raise self._failure(f"the gradient of step {self._step + 1} is not finite", chosen)
+            raise self._failure(f"the gradient of step {self._step + 1} is not finite", mine)
         rate = learning_rate(config.learning_rate, self._step, self.plan.steps, config.warmup_ratio, config.scheduler)
         for parameters in self._optimizer.param_groups:
             parameters["lr"] = rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        self._window.add(sums, portion.count, portion.tokens, time.perf_counter() - started, rate, norm)
+        self._count_step()
+
+    def _count_step(self) -> None:
         self._step += 1
-        tokens = sum(example.tokens for example in chosen)
-        self._window.add(sums, len(chosen), tokens, time.perf_counter() - started, rate, norm)
         self._progress.advance("training")
 
-    def _losses(self, group: list[Example]) -> PairLosses:
+    def _losses(self, group: list[Example], reference: Mapping[str, Logps]) -> PairLosses:
         """Policy log-probs of a micro-batch, and its losses."""
-        batch = collate(group, self._reference, self._accelerator.device, self._layout)
+        batch = collate(group, reference, self._accelerator.device, self._layout)
         policy = batch.spread(self._model(**batch.inputs))
         sides = zip(policy.chunk(2), batch.reference.chunk(2), batch.weights.chunk(2), strict=True)
         chosen, rejected = (SideLogps(policy=p, reference=r, weights=w) for p, r, w in sides)
@@ -295,29 +292,31 @@ class _Loop:
     def _evaluation_is_due(self) -> bool:
         every = self._config.eval_every
         regular = self._step in (0, self.plan.steps) or (every > 0 and self._step % every == 0)
-        return bool(self._heldout) and regular and self._step not in self.evaluations
+        return bool(self._feed.heldout.count) and regular and self._step not in self.evaluations
 
     @torch.no_grad()
     def _evaluate(self) -> None:
         """The same metrics over the held-out pairs."""
         started = time.perf_counter()
         accelerator = self._accelerator
-        self._progress.start("evaluation", len(self._heldout))
-        mine = share(self._heldout, accelerator.process_index, accelerator.num_processes)
+        heldout = self._feed.heldout
+        self._progress.start("evaluation", len(heldout.mine))
         sums = torch.zeros(len(NAMES), device=accelerator.device)
         budget = _token_budget(accelerator)
-        for group in micro_batches(mine, self._config.micro_batch_size, budget, self._layout):
-            sums += metric_sums(self._losses(group))
+        for group in micro_batches(heldout.mine, self._config.micro_batch_size, budget, self._layout):
+            sums += metric_sums(self._losses(group, heldout.reference))
             self._progress.advance("evaluation", len(group))
             self._check_stop(False)
-        record = self._stamp() | means(accelerator.reduce(sums, "sum"), len(self._heldout), "eval_")
+        record = self._stamp() | means(accelerator.reduce(sums, "sum"), heldout.count, "eval_")
         record["eval_seconds"] = time.perf_counter() - started
         self.evaluations[self._step] = record
         self._progress.finish("evaluation")
         self._write(record)
 
     def _log(self) -> None:
-        """Write the means since the last line."""
+        """Write the means since the last line, if there was any pair."""
+        if not self._window.pairs:
+            return
         self.last_record = self._stamp() | self._window.record()
         self._window = Window.empty()
         self._write(self.last_record)
@@ -333,8 +332,13 @@ class _Loop:
 
     def _save(self) -> None:
         if self._accelerator.is_main_process:
-            window, config = self._window.state(), asdict(self._config)
-            position = Position(step=self._step, window=window, config=config, data=self._data)
+            position = Position(
+                step=self._step,
+                window=self._window.state(),
+                config=asdict(self._config),
+                data=self._feed.digest,
+                feed=self._feed.state(self._step),
+            )
             out = Path(self._config.out)
             save_checkpoint(out, self._policy, self._optimizer, position)
             drop_old(out, self._config.keep_checkpoints, self.evaluations)

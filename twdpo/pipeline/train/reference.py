@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,26 +49,21 @@ def open_store(folder: Path, loaded: LoadedModel, renderer: Renderer, dtype: str
 
 
 def reference_logps(
-    examples: Sequence[Example],
+    lacking: Iterable[Sequence[Example]],
     model: TokenLogps,
     store: ReferenceStore,
     progress: TrainProgress,
     *,
     pairs: int | None,
     tokens: int,
-    rank: int = 0,
-    ranks: int = 1,
 ) -> None:
-    """Add what `store` lacks of this process's part of `examples`; pairs, tokens: as in `micro_batches`.
+    """Add to `store` what it is `lacking`, part by part; pairs, tokens: as in `micro_batches`.
 
     Adapters are off meanwhile: the reference is the base, however far they have been trained.
     Raises Interrupted on Ctrl-C, after what was computed has been written.
     """
-    lacking = {example.example_hash: example for example in examples if example.example_hash not in store}
-    mine = sorted(lacking.values(), key=lambda example: (example.longest, example.example_hash))[rank::ranks]
-    progress.start("reference", len(mine))
     with store, _interruptible(store), adapters_off(model):
-        for group in micro_batches(mine, pairs, tokens, model.layout):
+        for group in (group for part in lacking for group in micro_batches(part, pairs, tokens, model.layout)):
             batch = collate(group, None, next(model.parameters()).device, model.layout)
             with torch.no_grad():
                 logps_2PC = batch.spread(model(**batch.inputs)).cpu().numpy()
@@ -76,10 +71,9 @@ def reference_logps(
                 chosen = logps_2PC[i, : len(example.chosen.weights)]
                 store.add(example.example_hash, chosen, logps_2PC[i + len(group), : len(example.rejected.weights)])
             progress.advance("reference", len(group))
-    progress.finish("reference")
 
 
-def read_reference(examples: Sequence[Example], store: ReferenceStore) -> Mapping[str, Logps]:
+def read_reference(examples: Sequence[Example], store: ReferenceStore) -> dict[str, Logps]:
     """Hash → (chosen, rejected) log-probs of all examples. Raises CacheCorrupt where they do not fit the tokens."""
     found: dict[str, Logps] = {}
     for example in examples:

@@ -1,0 +1,128 @@
+"""Killed again and again and gone on with, a run ends in the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.pipeline.train.conftest import World
+from twdpo.pipeline.train import TrainConfig, TrainProgress, TrainResult, train
+
+BOTH = pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
+
+#: A run that may kill its own process at a random time after its first step. argv: configuration, seed or nothing.
+SCRIPT = """
+import json, os, random, signal, sys, threading
+from twdpo.pipeline.train import TrainConfig, TrainProgress, train
+
+class Kill(TrainProgress):
+    armed = len(sys.argv) > 2
+    def advance(self, task, items=1):
+        if self.armed and task == "training" and items:
+            self.armed = False
+            chance = random.Random(int(sys.argv[2]))
+            if chance.randrange(int(os.environ.get("WORLD_SIZE", "1"))) == int(os.environ.get("RANK", "0")):
+                wait = chance.uniform(0.1, 1.5)
+                timer = threading.Timer(wait, os.kill, (os.getpid(), signal.SIGKILL))
+                timer.daemon = True
+                timer.start()
+
+if __name__ == "__main__":
+    train(TrainConfig(**json.loads(sys.argv[1])), Kill())
+"""
+
+
+class Killed(BaseException):
+    """Nothing in the program catches this, as nothing can catch a SIGKILL."""
+
+
+class KillAt(TrainProgress):
+    """Ends the run in the middle of things, at its n-th step."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def advance(self, task: str, items: int = 1) -> None:
+        """Count down."""
+        self._left -= task == "training" and items > 0
+        if self._left == 0:
+            raise Killed
+
+
+def run_config(world: World, name: str, streaming: bool, **changes: Any) -> TrainConfig:
+    """39 steps, a checkpoint every third."""
+    values: dict[str, Any] = {"batch_size": 4, "epochs": 3.0, "save_every": 3, "eval_every": 0, "shuffle_block": 16}
+    return world.config(out=str(world.folder / name), streaming=streaming, **(values | changes))
+
+
+def parameters(config: TrainConfig) -> Mapping[str, torch.Tensor]:
+    """Of a finished run."""
+    return load_file(Path(config.out) / "model.safetensors")
+
+
+def same(a: TrainConfig, b: TrainConfig) -> bool:
+    """Whether two runs ended in the same bits."""
+    here, there = parameters(a), parameters(b)
+    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
+
+
+@BOTH
+def test_stopped_anywhere_it_ends_in_the_same_bits(world: World, streaming: bool) -> None:
+    whole, parts = (run_config(world, name, streaming) for name in ("whole", "parts"))
+    expected = train(whole)
+    stops = random.Random(7)
+    for _ in range(4):
+        with pytest.raises(Killed):
+            train(parts, KillAt(stops.randint(4, 9)))
+    result = train(parts)
+    assert result.resumed_at
+    assert same(whole, parts)
+
+    def facts(result: TrainResult) -> tuple[Any, ...]:
+        return result.steps, result.pairs, result.heldout, result.skipped, result.truncated
+
+    assert facts(result) == facts(expected)
+
+
+@BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_at_random_times_it_ends_in_the_same_bits(world: World, streaming: bool, processes: int) -> None:
+    script = world.folder / "run.py"
+    script.write_text(SCRIPT, "utf-8")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)] if processes > 1 else []
+    environment = os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+
+    def run(config: TrainConfig, *seed: str) -> subprocess.CompletedProcess[bytes]:
+        command = [sys.executable, *launcher, str(script), json.dumps(asdict(config)), *seed]
+        return subprocess.run(command, check=False, capture_output=True, env=environment)
+
+    changes = {"batch_size": 5, "epochs": 5.0, "save_every": 2}
+    whole, parts = (run_config(world, name, streaming, **changes) for name in ("whole", "parts"))
+    done = run(whole)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    kills = 0
+    for seed in range(4):
+        killed = run(parts, str(seed))
+        kills += killed.returncode != 0
+        if processes == 1:
+            assert killed.returncode in (0, -signal.SIGKILL), killed.stderr.decode()[-2000:]
+        if killed.returncode == 0:
+            break
+    else:
+        done = run(parts)
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert kills
+    assert same(whole, parts)
