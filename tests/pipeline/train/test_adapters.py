@@ -267,9 +267,8 @@ def test_the_best_adapter_is_beside_the_last(world: World) -> None:
     apart = train(world.config(out=str(world.folder / "apart"), **changes))
     whole = train(world.config(out=str(world.folder / "whole"), merge_adapter=True, **changes))
     assert apart.best_step == whole.best_step is not None
-    found = []
-    for out in (apart.out, apart.out / "best", whole.out, whole.out / "best"):
-        found.append(logits(load_model(str(out), dtype="float32", device="cpu").model))
+    folders = (apart.out, apart.out / "best", whole.out, whole.out / "best")
+    found = [logits(load_model(str(out), dtype="float32", device="cpu").model) for out in folders]
     torch.testing.assert_close(found[0], found[2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[1], found[3], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found[0], found[1], rtol=1e-2, atol=1e-2)
