@@ -262,34 +262,3 @@ def test_missing_rows_stop_before_training(empty_world: World) -> None:
     with pytest.raises(MissingRows, match="3 of 60 pairs have no weights"):
         train(empty_world.config())
     assert train(empty_world.config(missing="drop", max_steps=1)).pairs == 49
-
-
-@pytest.mark.slow
-def test_two_processes_give_the_losses_of_one(world: World) -> None:
-    """Uneven shares, and a last step with a single pair, which leaves one process without any."""
-    changes: dict[str, Any] = {"batch_size": 17, "limit": 60, "eval_split": "8", "epochs": 2.0}
-    alone = train(world.config(out=out_of(world, "alone"), **changes))
-    config = world.config(out=out_of(world, "both"), **changes)
-    script = world.folder / "run.py"
-    script.write_text(
-        "import json, sys\nfrom twdpo.pipeline.train import TrainConfig, train\n"
-        "train(TrainConfig(**json.loads(sys.argv[1])))\n",
-        "utf-8",
-    )
-    launched = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            str(script),
-            json.dumps(asdict(config)),
-        ],
-        check=False,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    assert launched.returncode == 0, launched.stderr.decode()[-2000:]
-    for here, there in zip(records(alone.out), records(Path(config.out)), strict=True):
-        assert here == pytest.approx(there, rel=1e-4, abs=1e-5)

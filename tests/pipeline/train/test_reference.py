@@ -16,6 +16,7 @@ from twdpo.pipeline.train import TrainProgress
 from twdpo.pipeline.train.data import Example, Side, join
 from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
+from twdpo.pipeline.train.ranks import Ranks
 from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
 from twdpo.pipeline.train.render import Renderer
 from twdpo.weights_cache import WeightsCache
@@ -54,7 +55,7 @@ def compute(
     renderer = Renderer(loaded.tokenizer, max_length=max_length)
     model = TokenLogps(loaded.model)
     store = open_store(folder, loaded, renderer, "float32")
-    reference_logps(examples, model, store, progress, pairs=None, tokens=500)
+    reference_logps(examples, model, store, progress, pairs=None, tokens=500, ranks=Ranks.join("cpu"))
     with open_store(folder, loaded, renderer, "float32") as store:
         return dict(read_reference(examples, store))
 

@@ -14,12 +14,15 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
 from twdpo.pipeline.models import LoadedModel, quiet_progress
-from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors
+from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors, whole_parameters
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.curves import PICTURES
 from twdpo.pipeline.train.trackers import FOLDER as TRACKERS
@@ -60,22 +63,31 @@ def save_configuration(config: TrainConfig) -> None:
 
 
 def save_models(
-    config: TrainConfig, loaded: LoadedModel, card: str, best_card: str, best: Path | None
+    config: TrainConfig,
+    loaded: LoadedModel,
+    card: str,
+    best_card: str,
+    best: Path | None,
+    whole: Mapping[str, Tensor] | None = None,
 ) -> tuple[str, ...]:
     """Write the finished model, its tokenizer and card, then drop the checkpoints; returns the files, below `out`.
 
-    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `loaded` then has. The
-    files are written aside and moved in, `config.json` last: a folder that has it is complete. Raises StorageError.
+    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `loaded` then has, unless
+    these are divided among processes: then `whole` has them gathered. The files are written aside and moved in,
+    `config.json` last: a folder that has it is complete. Raises StorageError.
     """
     out = Path(config.out)
     with storing_tensors(out):
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
-            _write_model(temporary, loaded, card)
+            _write_model(temporary, loaded, card, whole)
             if best is not None:
-                load_parameters(best, loaded.model)
+                if whole is None:
+                    load_parameters(best, loaded.model)
+                else:
+                    whole = whole_parameters(best)
                 (temporary / BEST).mkdir()
-                _write_model(temporary / BEST, loaded, best_card)
+                _write_model(temporary / BEST, loaded, best_card, whole)
             # Some writers make files that only their owner can read; a model is shared like its configuration.
             mode = (out / CONFIGURATION).stat().st_mode
             files = sorted(path for path in temporary.rglob("*") if path.is_file())
@@ -97,8 +109,8 @@ def save_models(
     return written
 
 
-def _write_model(folder: Path, loaded: LoadedModel, card: str) -> None:
+def _write_model(folder: Path, loaded: LoadedModel, card: str, whole: Mapping[str, Tensor] | None) -> None:
     with quiet_progress():
-        loaded.model.save_pretrained(folder)
+        loaded.model.save_pretrained(folder, state_dict=whole)
     loaded.tokenizer.save_pretrained(folder)
     (folder / "README.md").write_text(card, "utf-8")

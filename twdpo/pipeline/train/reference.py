@@ -23,6 +23,7 @@ from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.ranks import Ranks
 from twdpo.pipeline.train.render import Renderer
 from twdpo.weights_cache import ReferenceStore
 
@@ -50,25 +51,28 @@ def reference_logps(
     *,
     pairs: int | None,
     tokens: int,
-    rank: int = 0,
-    ranks: int = 1,
+    ranks: Ranks,
 ) -> None:
     """Add what `store` lacks of this process's part of `examples`; pairs, tokens: as in `micro_batches`.
 
+    All processes must have opened the store before one of them comes here, so that they see the same lack.
     Raises Interrupted on Ctrl-C, after what was computed has been written.
     """
     lacking = {example.example_hash: example for example in examples if example.example_hash not in store}
-    mine = sorted(lacking.values(), key=lambda example: (example.longest, example.example_hash))[rank::ranks]
+    mine = sorted(lacking.values(), key=lambda example: (example.longest, example.example_hash))
+    mine = mine[ranks.rank :: ranks.count]
     progress.start("reference", len(mine))
+    device = ranks.accelerator.device
     with store, _interruptible(store):
-        for group in micro_batches(mine, pairs, tokens, model.layout):
-            batch = collate(group, None, next(model.parameters()).device, model.layout)
+        groups = micro_batches(mine, pairs, tokens, model.layout)
+        for group, counts in ranks.evened(groups, next(iter(examples))):
+            batch = collate(group, None, device, model.layout)
             with torch.no_grad():
                 logps_2PC = batch.spread(model(**batch.inputs)).cpu().numpy()
-            for i, example in enumerate(group):
+            for i, example in enumerate(group if counts else ()):
                 chosen = logps_2PC[i, : len(example.chosen.weights)]
                 store.add(example.example_hash, chosen, logps_2PC[i + len(group), : len(example.rejected.weights)])
-            progress.advance("reference", len(group))
+            progress.advance("reference", len(group) if counts else 0)
     progress.finish("reference")
 
 
