@@ -138,16 +138,17 @@ def _keep_a_second_model(loop: Any) -> None:
 
     losses = loop._Loop._losses
 
-    def live(self: Any, group: Any) -> Any:
+    def live(self: Any, group: Any, reference: Any) -> Any:
         if not hasattr(self, "_frozen"):
-            self._frozen = copy.deepcopy(self._accelerator.unwrap_model(self._model)).requires_grad_(False)
-        batch = loop.collate(group, None, self._accelerator.device, self._layout)
+            self._frozen = copy.deepcopy(self._model).requires_grad_(False)
+        batch = loop.collate(group, None, self._device, self._layout)
         with torch.no_grad():
             found = batch.spread(self._frozen(**batch.inputs)).cpu().numpy()
+        computed = {}
         for i, example in enumerate(group):
             sides = (found[i, : len(example.chosen.weights)], found[i + len(group), : len(example.rejected.weights)])
-            self._reference[example.example_hash] = sides
-        return losses(self, group)
+            computed[example.example_hash] = sides
+        return losses(self, group, computed)
 
     loop._Loop._losses = live
 

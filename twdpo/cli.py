@@ -19,6 +19,7 @@ from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.train.config import HELP as TRAIN_HELP
 from twdpo.pipeline.train.config import TrainConfig
+from twdpo.pipeline.train.launch import is_main, reports
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -91,8 +92,8 @@ def train(config: TrainConfig) -> None:
 
     with console.train_progress() as show:
         result = run(config, show)
-    out = console.stdout()
-    out.print(results.table(results.train_rows(result)))
+    if is_main():
+        console.stdout().print(results.table(results.train_rows(result)))
 
 
 @app.command()
@@ -144,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = app(args=arguments, standalone_mode=False)
     except TwdpoError as error:
-        return _complain(str(error), error.exit_code)
+        return _complain(str(error), error.exit_code) if reports(error) else error.exit_code
     except KeyboardInterrupt:
         return _complain("stopped", Interrupted.exit_code)
     except BrokenPipeError:

@@ -25,6 +25,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from twdpo.pipeline.train.launch import is_main
 from twdpo.pipeline.train.progress import Pace, TrainProgress
 from twdpo.results import rates
 
@@ -101,6 +102,9 @@ class _AnnotateLog:
 @contextmanager
 def train_progress() -> Iterator[TrainProgress]:
     """Show a run of stage two while the block lasts: a bar a task on a terminal, now and then a line in a log."""
+    if not is_main():
+        yield TrainProgress()
+        return
     console = stderr()
     if not console.is_terminal:
         yield _TrainLog(console)

@@ -24,9 +24,13 @@ import errno
 
 
 class TwdpoError(Exception):
-    """Base class: a failure to report as one line, without a traceback."""
+    """Base class: a failure to report as one line, without a traceback.
+
+    together: every process of a run raises it, so that one of them may report it for all.
+    """
 
     exit_code = 1
+    together = False
 
 
 class UsageError(TwdpoError):

@@ -48,10 +48,21 @@ README = ROOT / "README.md"
 _FENCE = re.compile(r"^```(?P<kind>\w+)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<target>[^)\s]+)\)")
 #: An option as prose and examples spell it; in a table's ruler or a dash there is no letter.
-_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
+_FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _ROW = re.compile(r"^\| `(?P<flag>--[\w-]+)` \| (?P<default>\S+) \|", re.MULTILINE)
-#: Options of programs other than this one.
-_FOREIGN = {"--no-deps"}
+#: Options of programs other than this one: pip, and accelerate, which spells them with underscores.
+_FOREIGN = {
+    "--no-deps",
+    "--config_file",
+    "--fsdp_version",
+    "--machine_rank",
+    "--main_process_ip",
+    "--main_process_port",
+    "--multi_gpu",
+    "--num_machines",
+    "--num_processes",
+    "--use_fsdp",
+}
 
 
 def _hooks() -> Any:

@@ -53,7 +53,8 @@ class FastLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """x Wᵀ + b."""
-        plain = input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+        # A model that is divided among GPUs is loaded on the CPU and moved.
+        plain = input.device.type == "cpu" and input.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
         if not plain or self.weight.dtype != torch.float32 or not input.numel():
             return super().forward(input)
         apply: Any = _Linear.apply  # not annotated

@@ -20,7 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.fixtures.tiny_models import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
-from tests.pipeline.train.conftest import World
+from tests.pipeline.train.conftest import Alone, World
+from tests.pipeline.train.test_reference import Counting, compute
 from twdpo.errors import Interrupted, ModelError, TrainingError, UsageError
 from twdpo.pipeline.extras import quiet_peft
 from twdpo.pipeline.models import LoadedModel, four_bit, load_model
@@ -28,6 +29,9 @@ from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.adapters import Policy, adapters_off, add_adapters
 from twdpo.pipeline.train.logps import TokenLogps, checkpoint_activations
 from twdpo.pipeline.train.metrics import MetricsFile
+from twdpo.pipeline.train.render import Renderer
+from twdpo.pipeline.train.resident import ResidentFeed
+from twdpo.weights_cache import WeightsCache
 
 IDS = torch.tensor([[1, 17, 250, 33, 99, 4, 320]])
 LORA: dict[str, Any] = {"lora_rank": 4, "learning_rate": 1e-2}
@@ -416,25 +420,17 @@ def test_two_processes_train_the_adapter_of_one(world: World) -> None:
 
 def test_the_reference_of_a_trained_policy_is_its_base(world: World) -> None:
     """Whoever asks for it, and whenever: trained adapters do not reach it."""
-    from twdpo.pipeline.train.data import join
-    from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
-    from twdpo.pipeline.train.render import Renderer
-    from twdpo.weights_cache import WeightsCache
-
     found = []
     for learnt in (False, True):
         loaded = load_model(str(world.model), device="cpu")
         renderer = Renderer(loaded.tokenizer, max_length=256)
+        config = world.config(limit=12, eval_split="none")
         with WeightsCache.open(world.weights, layers=(1,)) as cache:
-            examples = join(world.config(limit=12, eval_split="none"), cache, renderer, TrainProgress()).train
+            examples = ResidentFeed(config, cache, renderer, Alone(), TrainProgress()).train
         policy_of(loaded)
         if learnt:
             disturb(loaded.model)
-        folder = world.folder / f"reference-{learnt}"
-        model, silent = TokenLogps(loaded.model), TrainProgress()
-        reference_logps(examples, model, open_store(folder, loaded, renderer, "float32"), silent, pairs=4, tokens=4096)
-        with open_store(folder, loaded, renderer, "float32") as store:
-            found.append(read_reference(examples, store))
+        found.append(compute(world.folder / f"reference-{learnt}", loaded, examples, Counting()))
     base, trained = found
     assert base.keys() == trained.keys()
     assert all(np.array_equal(base[key][side], trained[key][side]) for key in base for side in (0, 1))

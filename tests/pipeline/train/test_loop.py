@@ -294,35 +294,3 @@ def test_a_step_without_pairs_counts_and_changes_nothing(empty_world: World) -> 
     result = train(empty_world.config(epochs=2.0, **changes))
     assert (result.steps, result.pairs, sum(result.skipped.values())) == (4, 8, 8)
     assert [line["step"] for line in records(result.out)] == [1, 3]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
-def test_two_processes_give_the_losses_of_one(world: World, streaming: bool) -> None:
-    """Uneven shares, and a last step with a single pair, which leaves one process without any."""
-    changes: dict[str, Any] = {"batch_size": 17, "limit": 60, "eval_split": "8", "epochs": 2.0, "streaming": streaming}
-    alone = train(world.config(out=out_of(world, "alone"), **changes))
-    config = world.config(out=out_of(world, "both"), **changes)
-    script = world.folder / "run.py"
-    script.write_text(
-        "import json, sys\nfrom twdpo.pipeline.train import TrainConfig, train\n"
-        "train(TrainConfig(**json.loads(sys.argv[1])))\n",
-        "utf-8",
-    )
-    launched = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--nproc-per-node",
-            "2",
-            str(script),
-            json.dumps(asdict(config)),
-        ],
-        check=False,
-        capture_output=True,
-        env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-    )
-    assert launched.returncode == 0, launched.stderr.decode()[-2000:]
-    for here, there in zip(records(alone.out), records(Path(config.out)), strict=True):
-        assert here == pytest.approx(there, rel=1e-4, abs=1e-5)

@@ -16,6 +16,7 @@ from twdpo.pipeline.train import TrainProgress
 from twdpo.pipeline.train.data import Example, Side
 from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
+from twdpo.pipeline.train.ranks import Ranks
 from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.resident import ResidentFeed
@@ -57,7 +58,8 @@ def compute(
     model = TokenLogps(loaded.model)
     store = open_store(folder, loaded, renderer, "float32")
     lacking = [example for example in examples if example.example_hash not in store]
-    reference_logps([lacking], model, store, progress, pairs=None, tokens=500)
+    ranks = Ranks.join("cpu")
+    reference_logps([lacking], model, store, progress, pairs=None, tokens=500, ranks=ranks, spare=examples[0])
     with open_store(folder, loaded, renderer, "float32") as store:
         return dict(read_reference(examples, store))
 

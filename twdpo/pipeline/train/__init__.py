@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from twdpo.errors import Interrupted
+from twdpo.errors import Interrupted, UsageError
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.result import TrainResult
@@ -26,13 +26,28 @@ def train(
 ) -> TrainResult:
     """Train as `config` says, telling `progress` about it. `trackers`: of accelerate's kind, besides `config.tracker`.
 
+    Where `config` asks for several processes, these are started.
+
     Raises UsageError, DataError, ModelError, CacheError (MissingRows where pairs have no weights), TrainingError (the
     loss is not finite; a checkpoint of another run; a tracker that cannot start), StorageError,
     HubUnavailable, and Interrupted on Ctrl-C.
     """
+    from twdpo.pipeline.train.launch import launch, needed
+
+    progress = progress or TrainProgress()
+    workers = needed(config)
+    if workers is None:
+        return train_here(config, progress, trackers)
+    if trackers:
+        raise UsageError("trackers cannot be handed to other processes; name them in config.tracker")
+    return launch(workers, config, progress)
+
+
+def train_here(config: TrainConfig, progress: TrainProgress, trackers: Sequence[GeneralTracker] = ()) -> TrainResult:
+    """As `train`, in this process, which may be one of several that a launcher started."""
     from twdpo.pipeline.train.loop import run
 
     try:
-        return run(config, progress or TrainProgress(), trackers)
+        return run(config, progress, trackers)
     except KeyboardInterrupt:
         raise Interrupted("stopped; run the same command again, and what is finished is used") from None

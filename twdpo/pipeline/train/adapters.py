@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from twdpo.errors import ModelError, UsageError
 from twdpo.pipeline.extras import import_bitsandbytes, import_peft, quiet_peft
@@ -33,15 +33,15 @@ class Policy:
     loaded: LoadedModel
     wrapper: Any = None
 
-    def save(self, folder: Path, *, merge: bool, last: bool = True) -> None:
+    def save(self, folder: Path, *, merge: bool, last: bool = True, whole: Mapping[str, Tensor] | None = None) -> None:
         """Write what `from_pretrained` loads: the adapter, the model with the adapter merged in, or the model.
 
         Merging changes the model in place and ends the policy's life, unless more is to come of it (`last=False`): then
-        a copy is merged.
+        a copy is merged. whole: the parameters, where the model's own are divided among processes.
         """
         with quiet_progress(), quiet_peft():
             if self.wrapper is None:
-                self.loaded.model.save_pretrained(folder)
+                self.loaded.model.save_pretrained(folder, state_dict=whole)
             elif merge:
                 policy = self if last else replace(self, wrapper=copy.deepcopy(self.wrapper))
                 _merged(policy).save_pretrained(folder)
@@ -50,8 +50,13 @@ class Policy:
         self.loaded.tokenizer.save_pretrained(folder)
 
 
-def refuse_early(config: TrainConfig) -> None:
-    """Raise UsageError where the model or a missing package rules an option out, before anything is written."""
+def refuse_early(config: TrainConfig, *, divided: bool = False) -> None:
+    """Raise UsageError where the model or a missing package rules an option out, before anything is written.
+
+    divided: whether parameters are divided among processes.
+    """
+    if config.lora_rank is not None and divided:
+        raise UsageError("--lora-rank does not go with fsdp2 or zero3 yet; use --accelerate-config ddp")
     if config.lora_rank is not None and holds_adapter(str(config.model)):
         if config.load_in_4bit:
             raise UsageError(

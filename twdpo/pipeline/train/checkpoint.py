@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from twdpo.errors import TrainingError
 from twdpo.pipeline.train.config import FREE_ON_RESUME, flag
+from twdpo.pipeline.train.sharding import Whole, divided, is_sharded, put_parameters
 from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, storing
 
 FOLDER = "checkpoints"
@@ -47,15 +48,17 @@ class Position:
     feed: Mapping[str, Any] = field(default_factory=dict)
 
 
-def save_checkpoint(out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> Path:
-    """Write a checkpoint. Raises StorageError."""
+def save_checkpoint(
+    out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, whole: Whole | None = None
+) -> Path:
+    """Write a checkpoint; `whole` is what is divided among processes, gathered. Raises StorageError."""
     folder = out / FOLDER
     target = folder / f"step-{position.step:08d}"
     with storing_tensors(target):
         folder.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))
         try:
-            _write(temporary, model, optimizer, position)
+            _write(temporary, model, optimizer, position, whole)
             shutil.rmtree(target, ignore_errors=True)
             temporary.rename(target)
         finally:
@@ -118,7 +121,14 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
                     entry = entry.setdefault(part, {})
                 entry[field] = tensor
         groups = content["param_groups"]
-        optimizer.load_state_dict({"state": {int(n): s for n, s in state.items()}, "param_groups": groups})
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        entries = {
+            int(n): {
+                name: divided(v, parameters[int(n)]) if isinstance(v, torch.Tensor) else v for name, v in s.items()
+            }
+            for n, s in state.items()
+        }
+        optimizer.load_state_dict({"state": entries, "param_groups": groups})
     torch.set_rng_state(tensors["rng/cpu"])
     if torch.cuda.is_available() and "rng/cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng/cuda"])
@@ -127,7 +137,16 @@ def load_checkpoint(checkpoint: Path, model: nn.Module, optimizer: torch.optim.O
 def load_parameters(checkpoint: Path, model: nn.Module) -> None:
     """Put a checkpoint's parameters in place. Raises TrainingError."""
     with _reading(checkpoint):
-        _load_parameters(model, checkpoint / _MODEL)
+        if is_sharded(model):
+            put_parameters(model, load_file(checkpoint / _MODEL))
+        else:
+            _load_parameters(model, checkpoint / _MODEL)
+
+
+def whole_parameters(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's parameters by themselves. Raises TrainingError."""
+    with _reading(checkpoint):
+        return load_file(checkpoint / _MODEL)
 
 
 @contextmanager
@@ -154,9 +173,14 @@ def storing_tensors(path: Path) -> Iterator[None]:
             raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
 
 
-def _write(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position) -> None:
-    _save_parameters(model, folder / _MODEL)
-    state = optimizer.state_dict()
+def _write(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, whole: Whole | None
+) -> None:
+    if whole is None:
+        _save_parameters(model, folder / _MODEL)
+    else:
+        save_file(dict(whole.parameters), str(folder / _MODEL))
+    state = optimizer.state_dict() if whole is None else whole.optimizer
     tensors = {"rng/cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["rng/cuda"] = torch.cuda.get_rng_state()

@@ -79,6 +79,8 @@ class Feed(Protocol):
 
     plan: Plan
     counts: Counts
+    #: An example that every process has, for forward passes whose results do not count.
+    spare: Example
 
     def lacking(self, store: ReferenceStore) -> Iterator[list[Example]]:
         """This process's part of the examples whose reference log-probs `store` lacks, as they are to be computed.

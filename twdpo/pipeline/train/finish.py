@@ -5,8 +5,11 @@ Not for: how each is made; every part has a file of its own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from torch import Tensor
 
 from twdpo import __version__
 from twdpo.pipeline.train.adapters import Policy
@@ -18,10 +21,13 @@ from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.publish import publish
 
 
-def finish(facts: RunFacts, policy: Policy, progress: TrainProgress) -> str | None:
+def finish(
+    facts: RunFacts, policy: Policy, progress: TrainProgress, whole: Mapping[str, Tensor] | None = None
+) -> str | None:
     """Write all that a finished run leaves, and push it where that is asked for; returns its address on the hub.
 
-    `policy` has the parameters of the best step afterwards. Raises StorageError, and HubUnavailable, all being written.
+    `policy` has the parameters of the best step afterwards; `whole` are its parameters where they are divided.
+    Raises StorageError, and HubUnavailable, all being written.
     """
     config, best = facts.config, facts.best
     out = Path(config.out)
@@ -32,7 +38,7 @@ def finish(facts: RunFacts, policy: Policy, progress: TrainProgress) -> str | No
         progress.note(INSTALL)
     facts = replace(facts, has_curves=has_curves)
     best_card = model_card(facts, is_best=True) if best else ""
-    files = save_models(config, policy, model_card(facts), best_card, best.checkpoint if best else None)
+    files = save_models(config, policy, model_card(facts), best_card, best.checkpoint if best else None, whole)
     if config.push is None:
         return None
     progress.note(f"sending the model to {config.push}")

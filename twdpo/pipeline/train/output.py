@@ -15,13 +15,16 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+from torch import Tensor
 
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
 from twdpo.pipeline.models import ADAPTER_CONFIGURATION
 from twdpo.pipeline.train.adapters import Policy
-from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors
+from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors, whole_parameters
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.curves import PICTURES
 from twdpo.pipeline.train.trackers import FOLDER as TRACKERS
@@ -70,21 +73,32 @@ def save_configuration(config: TrainConfig) -> None:
     write_file(Path(config.out) / CONFIGURATION, to_yaml(config).encode())
 
 
-def save_models(config: TrainConfig, policy: Policy, card: str, best_card: str, best: Path | None) -> tuple[str, ...]:
+def save_models(
+    config: TrainConfig,
+    policy: Policy,
+    card: str,
+    best_card: str,
+    best: Path | None,
+    whole: Mapping[str, Tensor] | None = None,
+) -> tuple[str, ...]:
     """Write the finished model, its tokenizer and card, then drop the checkpoints; returns the files, below `out`.
 
-    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `policy` then has. The
-    files are written aside and moved in, the configuration last: a folder that has it is complete. Raises StorageError.
+    best: the checkpoint whose model goes into `best/` with `best_card`, and whose parameters `policy` then has, unless
+    these are divided among processes: then `whole` has them gathered. The files are written aside and moved in, the
+    configuration last: a folder that has it is complete. Raises StorageError.
     """
     out = Path(config.out)
     with storing_tensors(out):
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=out))
         try:
-            policy.save(temporary, merge=config.merge_adapter, last=best is None)
+            policy.save(temporary, merge=config.merge_adapter, last=best is None, whole=whole)
             (temporary / "README.md").write_text(card, "utf-8")
             if best is not None:
-                load_parameters(best, policy.loaded.model)
-                policy.save(temporary / BEST, merge=config.merge_adapter)
+                if whole is None:
+                    load_parameters(best, policy.loaded.model)
+                else:
+                    whole = whole_parameters(best)
+                policy.save(temporary / BEST, merge=config.merge_adapter, whole=whole)
                 (temporary / BEST / "README.md").write_text(best_card, "utf-8")
             # Some writers make files that only their owner can read; a model is shared like its configuration.
             mode = (out / CONFIGURATION).stat().st_mode

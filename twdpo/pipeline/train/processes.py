@@ -1,20 +1,18 @@
-"""What the processes of a run tell each other about their pairs.
+"""The processes of a run as a feed sees them: which one this is, what all have, and failing together.
 
-Not for: gradients, which accelerate exchanges (`loop.py`).
+Not for: models and gradients (`ranks.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
-
-from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
+from typing import Protocol, TypeVar
 
 from twdpo.errors import TwdpoError
 
 Item = TypeVar("Item")
+Failure = TypeVar("Failure", bound=TwdpoError)
 
 
 class Processes(Protocol):
@@ -32,44 +30,24 @@ class Processes(Protocol):
         """The items of all processes, in the order of their ranks; all must call this together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Accelerated:
-    """The processes that accelerate knows of."""
-
-    accelerator: Accelerator
-
-    @property
-    def rank(self) -> int:
-        """Which of them this is."""
-        return int(self.accelerator.process_index)
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-        return int(self.accelerator.num_processes)
-
-    def collect(self, items: Sequence[Item]) -> list[Item]:
-        """The items of all processes, in the order of their ranks."""
-        if self.count == 1:
-            return list(items)
-        import torch.distributed
-
-        parts: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(parts, list(items))
-        return [item for part in parts for item in part]
-
-
 @contextmanager
 def in_accord(processes: Processes) -> Iterator[None]:
-    """A block that one process may fail in alone: after it, all go on, or all raise what the first of them raised.
+    """A block that one process may fail in alone: after it all go on, or all raise the first one's error.
 
     The block must not exchange anything itself.
     """
-    failed: list[TwdpoError] = []
+    failed: TwdpoError | None = None
     try:
         yield
     except TwdpoError as error:
-        failed = [error]
-    failures = processes.collect(failed)
-    if failures:
-        raise failed[0] if failed else failures[0]
+        if processes.count == 1:
+            raise
+        failed = error
+    if processes.count > 1 and (failures := processes.collect([failed] if failed else [])):
+        raise together(failures[0]) from failed
+
+
+def together(error: Failure) -> Failure:
+    """Mark an error that every process raises, so that one of them reports it."""
+    error.together = True
+    return error

@@ -24,6 +24,7 @@ from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.progress import TrainProgress
+from twdpo.pipeline.train.ranks import Ranks
 from twdpo.pipeline.train.render import Renderer
 from twdpo.weights_cache import ReferenceStore
 
@@ -56,21 +57,26 @@ def reference_logps(
     *,
     pairs: int | None,
     tokens: int,
+    ranks: Ranks,
+    spare: Example,
 ) -> None:
     """Add to `store` what it is `lacking`, part by part; pairs, tokens: as in `micro_batches`.
 
-    Adapters are off meanwhile: the reference is the base, however far they have been trained.
+    Adapters are off meanwhile: the reference is the base, however far they have been trained. spare: what a process
+    computes that has nothing left while others have, where none can do a forward pass alone.
     Raises Interrupted on Ctrl-C, after what was computed has been written.
     """
+    device = ranks.accelerator.device
     with store, _interruptible(store), adapters_off(model):
-        for group in (group for part in lacking for group in micro_batches(part, pairs, tokens, model.layout)):
-            batch = collate(group, None, next(model.parameters()).device, model.layout)
+        parts = (micro_batches(part, pairs, tokens, model.layout) for part in lacking)
+        for group, counts in (each for groups in parts for each in ranks.evened(groups, spare)):
+            batch = collate(group, None, device, model.layout)
             with torch.no_grad():
                 logps_2PC = batch.spread(model(**batch.inputs)).cpu().numpy()
-            for i, example in enumerate(group):
+            for i, example in enumerate(group if counts else ()):
                 chosen = logps_2PC[i, : len(example.chosen.weights)]
                 store.add(example.example_hash, chosen, logps_2PC[i + len(group), : len(example.rejected.weights)])
-            progress.advance("reference", len(group))
+            progress.advance("reference", len(group) if counts else 0)
 
 
 def read_reference(examples: Sequence[Example], store: ReferenceStore) -> dict[str, Logps]:

@@ -62,7 +62,7 @@ class ResidentFeed:
         self._share_out(processes.collect(self._describe()), processes.collect(reasons))
         with in_accord(processes):
             shortest = min(self._train, key=lambda known: (known.longest, known.example_hash)).number
-            self._spare = self.examples.get(shortest) or self._render([shortest])[0][shortest]
+            self.spare = self.examples.get(shortest) or self._render([shortest])[0][shortest]
         progress.finish("pairs")
         self._reference: Mapping[str, Logps] = {}
 
@@ -102,7 +102,7 @@ class ResidentFeed:
             if lacks := mine - self.examples.keys():
                 self.examples |= self._render(lacks)[0]
             self.examples = {number: example for number, example in self.examples.items() if number in mine}
-            self._reference = no_reference(self._spare) | read_reference(list(self.examples.values()), store)
+            self._reference = no_reference(self.spare) | read_reference(list(self.examples.values()), store)
 
     @property
     def heldout(self) -> Portion:
@@ -120,7 +120,7 @@ class ResidentFeed:
         mine = share(pairs, self._processes.rank, self._processes.count)
         return Portion(
             mine=[self.examples[known.number] for known in mine],
-            spare=self._spare,
+            spare=self.spare,
             reference=self._reference,
             count=len(pairs),
             tokens=sum(known.tokens for known in pairs),

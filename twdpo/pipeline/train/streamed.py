@@ -81,7 +81,7 @@ class StreamedFeed:
         self._held_out, end = self._hold_out(apart or self._slots, wanted)
         self._first = 0 if apart else end
         with in_accord(processes):
-            self._spare = self._find_spare()
+            self.spare = self._find_spare()
         progress.finish("pairs")
         rows = len(self._slots) - self._first
         self.plan = Plan.of(rows, config.batch_size, config.epochs, config.max_steps)
@@ -142,7 +142,7 @@ class StreamedFeed:
             self.counts = Counts.of(state["counts"])
         self._handed, self._before = step - 1, self.counts.copy()
         with in_accord(self._processes):
-            self._reference = no_reference(self._spare) | read_reference(self._held_out, store)
+            self._reference = no_reference(self.spare) | read_reference(self._held_out, store)
         self._prefetch(step)
 
     def state(self, step: int) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class StreamedFeed:
     def heldout(self) -> Portion:
         """The held-out pairs, which are kept in memory."""
         count = self.counts.heldout
-        return Portion(mine=self._held_out, spare=self._spare, reference=self._reference, count=count)
+        return Portion(mine=self._held_out, spare=self.spare, reference=self._reference, count=count)
 
     def step(self, number: int) -> Portion:
         """The pairs of a step."""
@@ -172,7 +172,7 @@ class StreamedFeed:
         assert self._block is not None
         return Portion(
             mine=self._block.examples[number],
-            spare=self._spare,
+            spare=self.spare,
             reference=self._block.reference,
             count=counts.pairs,
             tokens=tokens,
@@ -219,7 +219,7 @@ class StreamedFeed:
             examples[step] = [known.examples[number] for number in numbers if number in known.examples]
             tokens = sum(example.tokens for example in examples[step])
             tallies.append(_Tally(step=step, counts=self._sorter.counts(known, numbers), tokens=tokens))
-        reference = no_reference(self._spare) | read_reference(list(known.examples.values()), self._store)
+        reference = no_reference(self.spare) | read_reference(list(known.examples.values()), self._store)
         return _Block(examples=examples, tallies=tallies, reference=reference)
 
     def _deal(self, slots: Slots, steps: range) -> dict[int, list[Row]]:
