@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-BETA, RATE, SEED = 0.1, 1e-5, 42
+BETA, RATE, SEED = 0.1, 1e-6, 42
 #: What is switched off, and the arguments of our own worker for it.
 ABLATIONS: dict[str, dict[str, Any]] = {
     "as it is": {},
@@ -33,13 +33,17 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "log-probs: all logits of a pass at once": {"head": "chunked", "chunk_logits": 1 << 40},
     "float32 through torch's own matrix product": {"plain_linear": True},
     "no reference cache (a second model in memory)": {"live_reference": True},
-    "gradient checkpointing": {"gradient_checkpointing": True},
-    "padded, all logits, torch's product, second model": {
+    "activations of long pairs kept": {"activation_tokens": 1 << 20},
+    "no activations kept (gradient checkpointing)": {"gradient_checkpointing": True},
+    "norms and MLPs as transformers has them": {"plain_layers": True},
+    "all of these but recomputation": {
         "layout": "padded",
         "head": "chunked",
         "chunk_logits": 1 << 40,
         "plain_linear": True,
+        "plain_layers": True,
         "live_reference": True,
+        "activation_tokens": 1 << 20,
     },
 }
 
@@ -91,6 +95,8 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
 
     if switches.get("plain_linear"):
         cpu_linear.onednn_is_faster = lambda: False  # type: ignore[assignment]
+    if switches.get("plain_layers"):
+        logps.keep_less = lambda _model: 0  # type: ignore[assignment]
     head, chunk = switches.get("head"), switches.get("chunk_logits", logps.CHUNK_LOGITS)
     plain = logps.TokenLogps.__init__
 
@@ -123,6 +129,7 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
         seed=SEED,
         layout=switches.get("layout", "auto"),
         gradient_checkpointing=switches.get("gradient_checkpointing", False),
+        activation_tokens=switches.get("activation_tokens"),
         reference_cache=str(Path(task["folder"]) / "reference_cache"),
     )
     watch = Watch()

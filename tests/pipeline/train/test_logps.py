@@ -182,6 +182,48 @@ def test_autocast_computes_in_bfloat16_and_returns_float32() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+def kept_tensors(logps: TokenLogps, pairs: Sequence[Example]) -> int:
+    """How many tensors the graph of a forward pass holds on to."""
+    count = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal count
+        count += 1
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(logps, pairs)
+    return count
+
+
+def test_only_long_passes_are_computed_again() -> None:
+    model = tiny_model()
+    logps = TokenLogps(model)
+    short, long = examples(pairs=[(4, 5, 6)]), examples(pairs=[(4, 50, 60)])
+    kept = kept_tensors(logps, short)
+    assert kept_tensors(logps, long) == kept
+    logps.recompute_above(100)
+    assert kept_tensors(logps, short) == kept
+    assert kept_tensors(logps, long) < kept / 2
+    assert not kept_tensors(logps, short) < kept
+    with torch.no_grad():
+        run(logps, long)
+    assert not model.training
+    logps.recompute_above(0)
+    assert kept_tensors(logps, short) < kept / 2
+
+
+def test_what_cannot_be_computed_again_is_kept() -> None:
+    model = tiny_model()
+    model.supports_gradient_checkpointing = False
+    logps = TokenLogps(model)
+    kept = kept_tensors(logps, examples())
+    logps.recompute_above(1)
+    assert kept_tensors(logps, examples()) == kept
+    with pytest.raises(ModelError, match="leave out --gradient-checkpointing"):
+        logps.recompute_above(0)
+
+
 def test_dropout_is_off() -> None:
     model = tiny_model("gpt_neox", attention_dropout=0.5, hidden_dropout=0.5).train()
     disable_dropout(model)

@@ -147,9 +147,10 @@ def test_micro_batches_do_not_matter(world: World) -> None:
         np.testing.assert_allclose(other, losses[0], rtol=2e-4, atol=2e-5)
 
 
-def test_gradient_checkpointing_changes_nothing(world: World) -> None:
-    plain = train(world.config(out=out_of(world, "plain"), max_steps=3))
-    recomputed = train(world.config(out=out_of(world, "recomputed"), max_steps=3, gradient_checkpointing=True))
+@pytest.mark.parametrize("changes", [{"gradient_checkpointing": True}, {"activation_tokens": 60}])
+def test_recomputing_changes_nothing(world: World, changes: dict[str, Any]) -> None:
+    plain = train(world.config(out=out_of(world, "plain"), max_steps=3, micro_batch_size=1))
+    recomputed = train(world.config(out=out_of(world, "recomputed"), max_steps=3, micro_batch_size=1, **changes))
     for here, there in zip(records(plain.out), records(recomputed.out), strict=True):
         assert here == pytest.approx(there, rel=1e-4, abs=1e-6)
 

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.layouts import cost
 
-#: Tokens in one forward pass, padding included, where the number of pairs is left open. A token's activations take 2.5
+#: Tokens in one forward pass, padding included, where the number of pairs is left open. A token's activations take 1
 #: MB in a 135M model in float32, and a CPU gains nothing from more tokens at a time.
 TOKEN_BUDGET = {"cpu": 1024, "accelerator": 4096}
+#: Tokens whose activations a forward pass may keep, where that is left open: a pair is not divided, however long it is.
+ACTIVATION_TOKENS = {"cpu": 1280, "accelerator": 16384}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

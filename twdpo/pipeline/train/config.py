@@ -57,6 +57,9 @@ class TrainConfig:
     computes in bfloat16 over float32 parameters. eval_split: `auto`, `none`, a share (0.05), a count (64) or a split's
     name; eval_every, save_every: steps, 0 for never. reference_cache: None for a folder beside the weights.
 
+    gradient_checkpointing: compute activations again on the way back, always; else only in forward passes of more than
+    activation_tokens, None for what the device affords.
+
     lora_rank: None trains every parameter; else adapters of that rank, and the reference is the model without them.
     lora_alpha: None for twice the rank. load_in_4bit: the frozen base in NF4 (QLoRA). merge_adapter: write the merged
     model instead of the adapter. layout: how sequences meet the model; `tree` computes a pair's prompt once, `packed`
@@ -96,6 +99,7 @@ class TrainConfig:
     device: str = "auto"
     optimizer: str = "adamw"
     gradient_checkpointing: bool = False
+    activation_tokens: int | None = None
     layout: str = "auto"
     lora_rank: int | None = None
     lora_alpha: float | None = None
@@ -138,6 +142,7 @@ class TrainConfig:
             "batch_size",
             "micro_batch_size",
             "log_every",
+            "activation_tokens",
             "lora_rank",
             "shuffle_block",
             "keep_checkpoints",
@@ -210,7 +215,8 @@ HELP = {
     "dtype": "auto, float32 or bfloat16; auto is float32 on a CPU and bfloat16 elsewhere.",
     "device": "auto, cpu, cuda or mps.",
     "optimizer": "adamw, or adamw_8bit where bitsandbytes is installed.",
-    "gradient_checkpointing": "Trade time for memory: compute activations again on the way back.",
+    "gradient_checkpointing": "Trade time for memory: compute all activations again on the way back.",
+    "activation_tokens": "Forward passes of more tokens compute activations again; by the device unless given.",
     "layout": "How sequences meet the model: tree (prompt computed once), packed, padded, or auto.",
     "lora_rank": "Train adapters of this rank instead of every parameter (LoRA); needs peft.",
     "lora_alpha": "Scale of the adapters; twice the rank unless given.",

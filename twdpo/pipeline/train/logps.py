@@ -63,6 +63,7 @@ class TokenLogps(nn.Module):
         self._rules = head_rules(config)
         use_fast_linear(model)
         keep_less(model)
+        self._recomputation: Recomputation | None = None
         self.layout = "padded"
         self.head = self._choose_head(HEADS if head is None else (head,))
         if layout != "padded":
@@ -80,6 +81,8 @@ class TokenLogps(nn.Module):
 
         The arguments are those of `Batch.inputs`.
         """
+        if self._recomputation is not None:
+            self._recomputation.prepare(ids.numel())
         inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if stems is not None:
             # A mask of four dimensions is passed on as it is; the attention function goes by the stems.
@@ -88,6 +91,13 @@ class TokenLogps(nn.Module):
         # Without stems no mask: padding stands on the right, where no token looks.
         with torch.autocast(ids.device.type, self.autocast) if self.autocast else nullcontext():
             return self._ways[self.head](inputs, places, targets)
+
+    def recompute_above(self, tokens: int) -> None:
+        """From now on keep activations of passes over so many tokens or fewer; those of longer ones are recomputed.
+
+        Raises ModelError where that must always be so (0) and the model cannot.
+        """
+        self._recomputation = Recomputation(self.model, tokens)
 
     @property
     def _ways(self) -> dict[str, Callable[[dict[str, Any], Tensor, Tensor], Tensor]]:
@@ -202,13 +212,37 @@ def disable_dropout(model: nn.Module) -> None:
             module.attention_dropout = 0.0  # type: ignore[assignment]
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Keep no activations inside decoder layers, but compute them again in the backward pass."""
-    # The newer of the two names; transformers warns about the older one.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable({"use_reentrant": False})
-    # Only a model in training mode drops its activations; with dropout off, nothing else changes.
-    model.train()
+class Recomputation:
+    """Activations inside decoder layers that are dropped and computed again on the way back, in long passes only.
+
+    Raises ModelError where a model that must always do so cannot.
+    """
+
+    def __init__(self, model: Any, above: int) -> None:
+        self._model, self._above, self._on = model, above, False
+        self._rests_in_training = model.training
+        # The newer of the two names; transformers warns about the older one.
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        try:
+            enable({"use_reentrant": False})
+        except ValueError:
+            if above == 0:
+                raise ModelError(
+                    f"a {type(model).__name__} cannot compute activations again; leave out --gradient-checkpointing"
+                ) from None
+        self._layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False) is True]
+        for layer in self._layers:
+            layer.gradient_checkpointing = False
+
+    def prepare(self, tokens: int) -> None:
+        """Be on or off for a pass over so many tokens."""
+        wanted = bool(self._layers) and torch.is_grad_enabled() and tokens > self._above
+        if wanted != self._on:
+            self._on = wanted
+            for layer in self._layers:
+                layer.gradient_checkpointing = wanted
+            # Only a model in training mode drops its activations; with dropout off, nothing else changes.
+            self._model.train(wanted or self._rests_in_training)
 
 
 def _pick(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

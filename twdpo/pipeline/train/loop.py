@@ -36,7 +36,7 @@ from twdpo.pipeline.train.failures import not_finite, unlearnable
 from twdpo.pipeline.train.feed import Feed, open_feed
 from twdpo.pipeline.train.finish import finish
 from twdpo.pipeline.train.layouts import Logps, collate
-from twdpo.pipeline.train.logps import TokenLogps, checkpoint_activations, disable_dropout
+from twdpo.pipeline.train.logps import TokenLogps, disable_dropout
 from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
 from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
 from twdpo.pipeline.train.optim import learning_rate, make_optimizer
@@ -80,6 +80,9 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
         policy = _load_policy(config, ranks.load_on)
         autocast = torch.bfloat16 if config.dtype == "bfloat16" else None
         model = TokenLogps(policy.loaded.model, autocast=autocast, layout=config.layout)
+        model.recompute_above(
+            0 if config.gradient_checkpointing else config.activation_tokens or ranks.activation_tokens
+        )
         renderer = Renderer(policy.loaded.tokenizer, max_length=config.max_length)
     with open_feed(config, layers, renderer, ranks, progress) as feed:
         clock.lap("pairs")
@@ -147,8 +150,6 @@ def _load_policy(config: TrainConfig, device: str) -> Policy:
         )
     policy = Policy(loaded=loaded) if config.lora_rank is None else add_adapters(config, loaded)
     disable_dropout(loaded.model)
-    if config.gradient_checkpointing:
-        checkpoint_activations(loaded.model)
     return policy
 
 

@@ -16,7 +16,7 @@ from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor, nn
 
 from twdpo.pipeline.models import pick_device
-from twdpo.pipeline.train.batches import TOKEN_BUDGET
+from twdpo.pipeline.train.batches import ACTIVATION_TOKENS, TOKEN_BUDGET
 from twdpo.pipeline.train.processes import in_accord
 from twdpo.pipeline.train.sharding import Sharding, Whole, gather_parameters
 
@@ -60,7 +60,12 @@ class Ranks:
     @property
     def token_budget(self) -> int:
         """Padded tokens in a forward pass."""
-        return TOKEN_BUDGET["cpu" if self._device.type == "cpu" else "accelerator"]
+        return TOKEN_BUDGET[self._kind]
+
+    @property
+    def activation_tokens(self) -> int:
+        """Tokens whose activations a forward pass may keep."""
+        return ACTIVATION_TOKENS[self._kind]
 
     def shard(self, model: nn.Module) -> None:
         """Divide the parameters where that was asked for."""
@@ -128,6 +133,10 @@ class Ranks:
     def gather_parameters(self, model: nn.Module) -> dict[str, Tensor] | None:
         """Divided parameters whole, on the main process; None where nothing is divided."""
         return gather_parameters(model, keep=self.main) if self.sharding else None
+
+    @property
+    def _kind(self) -> str:
+        return "cpu" if self._device.type == "cpu" else "accelerator"
 
     @property
     def _device(self) -> torch.device:
