@@ -270,6 +270,30 @@ def prepare(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     }
 
 
+def random_model(folder: Path) -> str:
+    """A Llama of 1.2 billion random parameters with the embedded model's tokenizer, saved in `folder`."""
+    import torch
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from twdpo.pipeline.models import load_tokenizer
+
+    tokenizer = load_tokenizer("smollm2-135m")
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=8192,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
 def measure(kind: str, task: dict[str, Any], **switches: Any) -> dict[str, Any]:
     """One run in a process of its own."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TWDPO_BENCHMARK": json.dumps(task | {"switches": switches})}
@@ -332,7 +356,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("dataset", nargs="?", default="demo")
-    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--model", default="smollm2-135m", help="a name or folder, or random-1b")
     parser.add_argument("--pairs", type=int, default=12)
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -351,9 +375,12 @@ def main() -> None:
     from machine import describe
 
     with tempfile.TemporaryDirectory() as folder:
+        name = options.model
+        if name == "random-1b":
+            options.model = random_model(Path(folder) / name)
         task = prepare(options, Path(folder))
         drawn = f"{task['pairs']} pairs of {Path(options.dataset).name}, {task['tokens']:,} tokens"
-        print(f"\n{describe()}\n{options.model}, {options.dtype}, {drawn},")
+        print(f"\n{describe()}\n{name}, {options.dtype}, {drawn},")
         print(f"batch {options.batch}, max length {options.max_length}, {options.rounds} rounds\n")
         ablate(task, options.rounds) if options.ablate else compare(task, options.rounds, options.trl_checkpointing)
 

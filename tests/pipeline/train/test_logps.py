@@ -182,6 +182,19 @@ def test_autocast_computes_in_bfloat16_and_returns_float32() -> None:
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters())
 
 
+def test_autocast_with_the_mask_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The causal bias that GPUs take is refused where queries and values differ in type, before autocast acts."""
+    from torch.nn.attention.bias import causal_lower_right
+
+    from twdpo.pipeline.train import attention
+
+    # As many keys as queries: beside a mask, keys are repeated on a GPU.
+    logps = TokenLogps(tiny_model(num_key_value_heads=4), autocast=torch.bfloat16)
+    expected = run(logps, examples())
+    monkeypatch.setattr(attention, "_lower_right", lambda q, length: causal_lower_right(q.shape[2], length))
+    torch.testing.assert_close(run(logps, examples()), expected, rtol=0.02, atol=0.1)
+
+
 def kept_tensors(logps: TokenLogps, pairs: Sequence[Example]) -> int:
     """How many tensors the graph of a forward pass holds on to."""
     count = 0

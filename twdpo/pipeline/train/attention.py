@@ -85,6 +85,8 @@ def branch_attention(
     for name in _UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ModelError(f"{type(module).__name__} uses {name}; use --layout padded")
+    # Rotary embeddings leave these in float32 under autocast, and a causal bias is refused before autocast acts.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     options = {"scale": kwargs.get("scaling"), "window": kwargs.get("sliding_window")}
     if _observed is not None:
         _observed.add(options["window"])
@@ -108,20 +110,27 @@ def branch_attention(
 def _causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None) -> Tensor:
     """Attention of the last queries of a sequence; query i sees keys up to i + (keys − queries)."""
     length, grouped = k.shape[2], q.shape[1] != k.shape[1]
-    if q.shape[2] == length and (window is None or window >= length):
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    if q.is_cuda and grouped:  # beside a mask its kernels want as many keys as queries
+    windowed = window is not None and window < length
+    plain = q.shape[2] == length and not windowed
+    if grouped and q.is_cuda and not (plain and q.dtype.itemsize == 2):
+        # Only its flash kernel, which takes half precision and no mask, shares keys among queries.
         groups = q.shape[1] // k.shape[1]
         k, v, grouped = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1), False
-    mask: Any
-    if window is not None and window < length:
+    if plain:
+        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
+    if windowed:
         places = torch.arange(length, device=q.device)
         distance = places[length - q.shape[2] :, None] - places
-        mask = (distance >= 0) & (distance < window)
-    elif q.is_cuda:
+        mask = (distance >= 0) & (distance < (window or 0))
+    else:
+        mask = _lower_right(q, length)
+    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def _lower_right(q: Tensor, length: int) -> Any:
+    """The causal mask of the last queries: on a GPU one that its flash kernel knows, and that is never built."""
+    if q.is_cuda:
         from torch.nn.attention.bias import causal_lower_right
 
-        mask = causal_lower_right(q.shape[2], length)  # known to the flash kernel, which then needs no mask
-    else:
-        mask = torch.ones(q.shape[2], length, dtype=torch.bool, device=q.device).tril(length - q.shape[2])
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+        return causal_lower_right(q.shape[2], length)
+    return torch.ones(q.shape[2], length, dtype=torch.bool, device=q.device).tril(length - q.shape[2])

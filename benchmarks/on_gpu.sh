@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# All GPU checks and benchmarks of stage two in one go; prints tables.
+#
+#   bash benchmarks/on_gpu.sh PAIRS.parquet
+#
+# Needs an environment with twdpo, its extras trl and peft, bitsandbytes and pytest, and the embedded model (see the
+# Makefile). Nothing is downloaded. PYTHON chooses the interpreter.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+pairs="${1:-demo}"
+python="${PYTHON:-python}"
+export PYTHONPATH="$PWD" HF_HUB_OFFLINE=1
+
+"$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "no GPU is to be seen here")'
+status=0
+echo "## Checks";              "$python" benchmarks/gpu_checks.py || status=1
+echo "## 135M, float32";       "$python" benchmarks/train.py "$pairs" --device cuda --pairs 64 --batch 8 --rounds 3 || status=1
+echo "## 135M, bfloat16";      "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --pairs 64 --batch 8 --rounds 3 --trl-checkpointing || status=1
+echo "## 1.2B, bfloat16";      "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --model random-1b --pairs 32 --batch 4 --rounds 3 || status=1
+echo "## Part by part, 1.2B";  "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --model random-1b --pairs 32 --batch 4 --rounds 1 --ablate || status=1
+exit "$status"
