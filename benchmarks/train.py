@@ -48,6 +48,17 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
+#: What operations of torch belong to; the first that fits.
+KINDS = {
+    "attention, back": ("scaled_dot_product", "backward"),
+    "attention": ("scaled_dot_product",),
+    "matrix products": ("mkldnn::_linear",),
+    "matrix products ": ("aten::mm",),
+    "optimizer": ("adamw",),
+    "clipping": ("norm",),
+}
+
+
 class Memory:
     """The peak of this process since `reset`, in MiB: resident, or allocated on the GPU."""
 
@@ -106,6 +117,9 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     logps.TokenLogps.__init__ = prepared  # type: ignore[method-assign]
     if switches.get("live_reference"):
         _keep_a_second_model(loop)
+    shares: dict[str, float] = {}
+    if switches.get("profile"):
+        _profile(loop, shares)
     out = Path(task["folder"]) / f"ours-{time.monotonic_ns()}"
     config = TrainConfig(
         weights=task["weights"],
@@ -134,7 +148,30 @@ def ours(task: dict[str, Any]) -> dict[str, Any]:
     )
     watch = Watch()
     result = train(config, watch)
-    return {"losses": watch.losses, "seconds": result.seconds["training"], "peak": memory.peak()}
+    return {"losses": watch.losses, "seconds": result.seconds["training"], "peak": memory.peak(), "shares": shares}
+
+
+def _profile(loop: Any, shares: dict[str, float]) -> None:
+    """Sum the time of torch's operations over all steps but the first, by kind."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    step = loop._Loop._train_step
+    cuda = torch.cuda.is_available()
+
+    def profiled(self: Any) -> None:
+        if self._step == 0:
+            step(self)
+            return
+        with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+            step(self)
+        for event in found.key_averages():
+            name = event.key.lower()
+            kind = next((k for k, parts in KINDS.items() if all(part in name for part in parts)), "all else").strip()
+            seconds = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+            shares[kind] = shares.get(kind, 0.0) + seconds
+
+    loop._Loop._train_step = profiled
 
 
 def _keep_a_second_model(loop: Any) -> None:
@@ -332,6 +369,15 @@ def compare(task: dict[str, Any], rounds: int, trl_checkpointing: bool) -> None:
         )
 
 
+def where_time_goes(task: dict[str, Any]) -> None:
+    """Shares of torch's operations in our own steps; print a table."""
+    shares = measure("ours", task, profile=True)["shares"]
+    total = sum(shares.values())
+    print("| operations | share of the time |\n|---|---|")
+    for kind, seconds in sorted(shares.items(), key=lambda item: -item[1]):
+        print(f"| {kind} | {seconds / total:.1%} |")
+
+
 def ablate(task: dict[str, Any], rounds: int) -> None:
     """Each of our parts switched off in turn; print a table."""
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in ABLATIONS}
@@ -364,7 +410,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ablate", action="store_true")
+    parser.add_argument("--ablate", action="store_true", help="switch our own parts off, one in turn")
+    parser.add_argument("--profile", action="store_true", help="say where the time of our own steps goes")
     parser.add_argument("--trl-checkpointing", action="store_true", help="once more TRL with gradient checkpointing")
     parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -382,7 +429,12 @@ def main() -> None:
         drawn = f"{task['pairs']} pairs of {Path(options.dataset).name}, {task['tokens']:,} tokens"
         print(f"\n{describe()}\n{name}, {options.dtype}, {drawn},")
         print(f"batch {options.batch}, max length {options.max_length}, {options.rounds} rounds\n")
-        ablate(task, options.rounds) if options.ablate else compare(task, options.rounds, options.trl_checkpointing)
+        if options.profile:
+            where_time_goes(task)
+        elif options.ablate:
+            ablate(task, options.rounds)
+        else:
+            compare(task, options.rounds, options.trl_checkpointing)
 
 
 if __name__ == "__main__":
