@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from twdpo.cli import main
 from twdpo.config import resolve
 from twdpo.errors import UsageError
 from twdpo.pipeline.importing.attentionpo import JUDGES
-from twdpo.pipeline.train import TrainConfig
+from twdpo.pipeline.train import TrainConfig, launch
 from twdpo.pipeline.train.config import FREE_ON_RESUME
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +68,21 @@ def test_what_is_named_like_a_default_is_the_default() -> None:
         differing = {field for field in TrainConfig.__slots__ if getattr(config, field) != getattr(default, field)}
         named = {"model", "dataset", "split", "attn_source", "dtype", "optimizer", "gradient_checkpointing"}
         assert differing - FREE_ON_RESUME == {*named, "eval_split"}
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_command_in_a_recipe_can_be_started(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its options go together, on a machine with as many GPUs as it asks for."""
+    text = Path(recipes.find(name)).read_text("utf-8")
+    [line] = [line.lstrip("# ") for line in text.split("\n") if line.startswith("#   twdpo train")]
+    words = shlex.split(line)[2:]
+    flags = {key.lstrip("-").replace("-", "_"): value for key, value in zip(words[::2], words[1::2], strict=True)}
+    assert flags.pop("config") == name
+    processes = int(flags.pop("num_processes", "1"))
+    config = resolve(TrainConfig, recipes.find(name), flags | {"num_processes": processes})
+    monkeypatch.setattr(launch, "_gpus", lambda _device: processes)
+    workers = launch.needed(config)
+    assert (workers.processes if workers else 1) == processes
 
 
 def test_the_lora_recipe_trains_adapters() -> None:
