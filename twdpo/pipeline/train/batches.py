@@ -22,7 +22,7 @@ from twdpo.pipeline.train.layouts import cost
 #: MB in a 135M model in float32, and a CPU gains nothing from more tokens at a time.
 TOKEN_BUDGET = {"cpu": 1024, "accelerator": 4096}
 #: Tokens whose activations a forward pass may keep, where that is left open: a pair is not divided, however long it is.
-ACTIVATION_TOKENS = {"cpu": 1280, "accelerator": 16384}
+ACTIVATION_TOKENS = {"cpu": 1024, "accelerator": 16384}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
