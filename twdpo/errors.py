@@ -85,6 +85,13 @@ class Interrupted(TwdpoError):
     exit_code = 130
 
 
+def first_line(error: BaseException, limit: int = 200) -> str:
+    """The first line of what `error` says, cut to `limit` characters; its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    line = lines[0].rstrip(" .:") if lines else type(error).__name__
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
 #: What the operating system says when a write cannot be done, each with its remedy.
 _WRITE_FAILURES = {
     errno.ENOSPC: "the disk is full; free some space and run the same command again: what is finished is kept",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fixtures.tiny_models import CHATML, tiny_tokenizer
-from twdpo.pipeline.chat import FIXED_DATE, chat_template, first_line, render_chat
+from twdpo.pipeline.chat import FIXED_DATE, chat_template, render_chat
 from twdpo.preferences import Message
 
 TURNS = (Message(role="user", content="Hi"), Message(role="assistant", content="Hello"))
@@ -35,8 +35,3 @@ def test_parts_and_generation_header() -> None:
 
 def test_no_template() -> None:
     assert chat_template(tiny_tokenizer(None)) is None
-
-
-def test_first_line_of_an_error() -> None:
-    assert first_line(ValueError("one\ntwo")) == "one"
-    assert first_line(ValueError()) == "ValueError"

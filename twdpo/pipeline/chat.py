@@ -49,8 +49,3 @@ def render_chat(
             **({"date_string": FIXED_DATE} | dict(arguments or {})),
         )
     )
-
-
-def first_line(error: Exception) -> str:
-    """What a template's exception says, for one line of text."""
-    return next(iter(str(error).split("\n")), "")[:200] or type(error).__name__

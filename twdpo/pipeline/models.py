@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twdpo.errors import HubUnavailable, ModelError, UsageError
+from twdpo.errors import HubUnavailable, ModelError, UsageError, first_line
 from twdpo.pipeline.extras import import_bitsandbytes, import_peft, quiet_peft
 
 #: The model that is used where none is named.
@@ -56,9 +56,7 @@ def pick_device(device: str = "auto") -> str:
         try:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(
-                f"--device {device} cannot be used here ({_first_line(error)}); try --device cpu"
-            ) from None
+            raise UsageError(f"--device {device} cannot be used here ({first_line(error)}); try --device cpu") from None
         return device
     if torch.cuda.is_available():
         return "cuda"
@@ -308,18 +306,13 @@ def _loading(name: str, what: str) -> Iterator[None]:
         raise
     except OSError as error:
         if Path(name).exists():
-            raise ModelError(f"cannot load the {what} in {name}: {_first_line(error)}") from None
+            raise ModelError(f"cannot load the {what} in {name}: {first_line(error, 300)}") from None
         raise HubUnavailable(
             f"cannot get the {what} {name!r} from the hub (no connection, no such repository, or it needs a login); "
             "pass a local folder with --model, or set HF_TOKEN"
         ) from None
     except (ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise ModelError(f"cannot load the {what} {name}: {_first_line(error)}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+        raise ModelError(f"cannot load the {what} {name}: {first_line(error, 300)}") from None
 
 
 @contextlib.contextmanager

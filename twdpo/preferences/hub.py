@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from twdpo.errors import DataError, HubUnavailable, storage_error
+from twdpo.errors import DataError, HubUnavailable, first_line, storage_error
 from twdpo.preferences.formats import check_columns
-from twdpo.preferences.rows import Rows, first_line
+from twdpo.preferences.rows import Rows
 from twdpo.preferences.sources import Source, pick_split
 from twdpo.preferences.tables import DatasetRows
 

@@ -15,8 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, cast
 
-from twdpo.errors import DataError
-from twdpo.preferences.rows import Row, Rows, first_line, readable
+from twdpo.errors import DataError, first_line
+from twdpo.preferences.rows import Row, Rows, readable
 
 #: What JSON holds to be white space.
 _BLANK = b" \t\r\n"

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from twdpo.errors import DataError
+from twdpo.errors import DataError, first_line
 
 Row = Mapping[str, Any]
 
@@ -74,10 +74,3 @@ def readable(path: object) -> Iterator[None]:
     except Exception as error:
         what = "it is broken, or of another kind than its name says"
         raise DataError(f"cannot read {path}: {what} ({first_line(error)})") from error
-
-
-def first_line(error: BaseException, limit: int = 200) -> str:
-    """The first line of what `error` says, cut to `limit` characters; its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    line = lines[0].rstrip(" .:") if lines else type(error).__name__
-    return line if len(line) <= limit else line[: limit - 3] + "..."

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twdpo import __version__
-from twdpo.errors import CacheCorrupt, CacheError, HubUnavailable, TwdpoError, storage_error
-from twdpo.preferences.rows import first_line
+from twdpo.errors import CacheCorrupt, CacheError, HubUnavailable, TwdpoError, first_line, storage_error
 from twdpo.weights_cache.durable import storing
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any
 
 from twdpo.errors import DataError, MissingRows
 from twdpo.integrations.trl.settings import WeightSettings
+from twdpo.pipeline.train.survey import LEFT_OUT
 from twdpo.preferences import Pair, parse_row
 from twdpo.weights_cache import WeightsCache, read_rejects
 
@@ -20,7 +21,6 @@ from twdpo.weights_cache import WeightsCache, read_rejects
 KEY, _REASON, _ROW = "twdpo_hash", "twdpo_reason", "twdpo_row"
 ANSWERS = {"chosen": "twdpo_chosen", "rejected": "twdpo_rejected"}
 
-_LEFT_OUT = "left out of the cache (see its rejects.jsonl)"
 _MISSING = "no weights in the cache (missing='drop')"
 
 
@@ -92,7 +92,7 @@ class Selection:
             return reason
         if key in self._cache.here:
             return None
-        return _LEFT_OUT if key in self._rejected else _MISSING
+        return LEFT_OUT if key in self._rejected else _MISSING
 
     def _error(self, what: str, row: int, key: str) -> MissingRows:
         verb = "has" if what == "a pair" else "have"

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twdpo.errors import ModelError
+from twdpo.errors import ModelError, first_line
 from twdpo.integrations.trl.pairs import ANSWERS, KEY, ProcessCache
 from twdpo.integrations.trl.weighting import CHOSEN_WEIGHTS, REJECTED_WEIGHTS
-from twdpo.pipeline.chat import first_line
 from twdpo.pipeline.tokens import Tokens
 from twdpo.pipeline.train.render import RenderedText, RenderError
 from twdpo.pipeline.train.weights import WeightRules, training_weights, uniform_weights

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twdpo.errors import ModelError, UsageError
-from twdpo.pipeline.chat import first_line, render_chat
+from twdpo.errors import ModelError, UsageError, first_line
+from twdpo.pipeline.chat import render_chat
 from twdpo.pipeline.tokens import LiteralTokenizer, Tokens
 from twdpo.preferences.pair import Message, Pair
 

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twdpo.pipeline.chat import FIXED_DATE, chat_template, first_line, render_chat
+from twdpo.errors import first_line
+from twdpo.pipeline.chat import FIXED_DATE, chat_template, render_chat
 from twdpo.pipeline.tokens import LiteralTokenizer, Tokens
 from twdpo.preferences import Message, Pair
 

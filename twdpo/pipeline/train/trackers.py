@@ -19,9 +19,8 @@ from accelerate.tracking import (  # type: ignore[import-untyped,unused-ignore]
     get_available_trackers,
 )
 
-from twdpo.errors import TrainingError, UsageError
+from twdpo.errors import TrainingError, UsageError, first_line
 from twdpo.pipeline.train.metrics import Record
-from twdpo.preferences.rows import first_line
 from twdpo.weights_cache.durable import make_folder, write_file
 
 FOLDER = "trackers"
