@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tests.fixtures.tiny_models import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 from tests.pipeline.train.conftest import Alone, World
+from tests.pipeline.train.runs import records, same_tensors
 from tests.pipeline.train.test_reference import Counting, compute
 from twdpo.errors import Interrupted, ModelError, TrainingError, UsageError
 from twdpo.pipeline.extras import quiet_peft
@@ -28,14 +29,12 @@ from twdpo.pipeline.models import LoadedModel, four_bit, load_model
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.adapters import Policy, adapters_off, add_adapters
 from twdpo.pipeline.train.logps import TokenLogps
-from twdpo.pipeline.train.metrics import MetricsFile
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.resident import ResidentFeed
 from twdpo.weights_cache import WeightsCache
 
 IDS = torch.tensor([[1, 17, 250, 33, 99, 4, 320]])
 LORA: dict[str, Any] = {"lora_rank": 4, "learning_rate": 1e-2}
-TIMES = ("tokens_per_second", "eval_seconds")
 
 
 def policy_of(loaded: LoadedModel, **changes: Any) -> Policy:
@@ -74,16 +73,6 @@ def ways(model: Any) -> tuple[str, str]:
 def adapter_of(out: Path) -> Mapping[str, Tensor]:
     """The tensors of a saved adapter."""
     return load_file(out / "adapter_model.safetensors")
-
-
-def same(here: Mapping[str, Tensor], there: Mapping[str, Tensor]) -> bool:
-    """Bit for bit."""
-    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
-
-
-def losses_of(out: Path) -> list[dict[str, float]]:
-    """The metrics of a run, without what time decides."""
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in MetricsFile(out / "metrics.jsonl").read()]
 
 
 class Reference(TrainProgress):
@@ -149,7 +138,7 @@ def test_the_seed_decides_the_bits() -> None:
     assert torch.equal(torch.get_rng_state(), state)
     other = policy_of(tiny_loaded(), seed=4).loaded.model.state_dict()
     name = "model.layers.0.mlp.up_proj.lora_A.default.weight"
-    assert same(one, two)
+    assert same_tensors(one, two)
     assert not torch.equal(one[name], other[name])
 
 
@@ -325,7 +314,7 @@ def test_a_reference_is_shared_where_its_numbers_are_equal(world: World) -> None
         assert progress.computed == computed, changes
     one = train(world.config(out=str(world.folder / "own"), reference_cache=str(world.folder / "own_cache"), **LORA))
     two = train(world.config(out=str(world.folder / "shared"), **LORA))
-    assert same(adapter_of(one.out), adapter_of(two.out))
+    assert same_tensors(adapter_of(one.out), adapter_of(two.out))
 
 
 CHANGES: list[dict[str, Any]] = [
@@ -355,8 +344,8 @@ def test_interrupted_and_resumed_is_uninterrupted(world: World, changes: dict[st
     progress = Reference()
     rest = train(TrainConfig(**(asdict(config) | {"reference_cache": fresh})), progress)
     assert (rest.resumed_at, progress.computed) == (3, 60)
-    assert same(adapter_of(whole.out), adapter_of(rest.out))
-    assert losses_of(whole.out) == losses_of(rest.out)
+    assert same_tensors(adapter_of(whole.out), adapter_of(rest.out))
+    assert records(whole.out) == records(rest.out)
 
 
 def test_killed_and_resumed_is_uninterrupted(world: World) -> None:
@@ -379,8 +368,8 @@ def test_killed_and_resumed_is_uninterrupted(world: World) -> None:
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
     result = train(config)
     assert result.resumed_at == 6
-    assert same(adapter_of(whole.out), adapter_of(result.out))
-    assert losses_of(whole.out) == losses_of(result.out)
+    assert same_tensors(adapter_of(whole.out), adapter_of(result.out))
+    assert records(whole.out) == records(result.out)
 
 
 def test_whether_to_merge_may_be_decided_later(world: World) -> None:

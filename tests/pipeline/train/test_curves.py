@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.pipeline.train.conftest import World
-from tests.pipeline.train.test_loop import StopAt, out_of, records
+from tests.pipeline.train.runs import StopAt, out_of, records
 from twdpo.errors import Interrupted
 from twdpo.pipeline.train import TrainProgress, curves, train
 from twdpo.pipeline.train.curves import INSTALL, PICTURES, _figure, _plain_style, write_curves

@@ -12,18 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.pipeline.train.conftest import World
 from tests.pipeline.train.processes import ROOT, complaints, environment, run, running
+from tests.pipeline.train.runs import out_of, records, same_weights
 from twdpo.cli import main
 from twdpo.errors import UsageError
 from twdpo.pipeline.train import TrainConfig, TrainProgress, TrainResult, launch, train
-from twdpo.pipeline.train.metrics import MetricsFile, Record
 from twdpo.pipeline.train.worker import Course, read_result, replay, write_result
-
-TIMES = ("tokens_per_second", "eval_seconds")
 
 #: Uneven shares, and a last step of every epoch with a single pair, which leaves one process without any.
 UNEVEN: dict[str, Any] = {"batch_size": 17, "epochs": 5.0, "learning_rate": 1e-3}
@@ -57,15 +53,6 @@ class Heard(TrainProgress):
         self.calls.append(("note", text))
 
 
-def out_of(world: World, name: str) -> str:
-    return str(world.folder / name)
-
-
-def records(out: Path) -> list[Record]:
-    """The metrics of a run, without what time decides."""
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in MetricsFile(out / "metrics.jsonl").read()]
-
-
 def assert_same_course(here: Path, there: Path, steps: int) -> None:
     """Losses to 1e-5, and all other metrics to rounding.
 
@@ -77,13 +64,6 @@ def assert_same_course(here: Path, there: Path, steps: int) -> None:
             assert one.get(name, 0.0) == pytest.approx(other.get(name, 0.0), abs=1e-5)
         settled = {name: value for name, value in one.items() if one["step"] > 1 or "accuracies" not in name}
         assert settled == pytest.approx({name: other[name] for name in settled}, rel=1e-3, abs=1e-4)
-
-
-def assert_same_weights(here: Path, there: Path) -> None:
-    """Bit for bit."""
-    one, other = load_file(here / "model.safetensors"), load_file(there / "model.safetensors")
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture(autouse=True)
@@ -137,7 +117,7 @@ Loop._train_step = step
     again = run(parts, tmp_path / "none")
     assert again.returncode == 0, again.stderr
     assert "going on after step 4 of 7" in again.stderr
-    assert_same_weights(Path(whole.out), Path(parts.out))
+    assert same_weights(Path(whole.out), Path(parts.out))
     assert records(Path(whole.out)) == records(Path(parts.out))
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,55 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from tests.fixtures.tiny_models import save_tiny
 from tests.pipeline.train.conftest import World
+from tests.pipeline.train.runs import TIMES, StopAt, out_of, records, same_weights, weights_of
 from twdpo.errors import Interrupted, MissingRows, TrainingError, UsageError
 from twdpo.pipeline.train import TrainProgress, train
-from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record
-
-TIMES = ("tokens_per_second", "eval_seconds")
-
-
-class StopAt(TrainProgress):
-    """Presses Ctrl-C, as the operating system does, at a task's n-th advance; keeps the notes."""
-
-    def __init__(self, task: str, times: int) -> None:
-        self.notes: list[str] = []
-        self._task, self._left = task, times
-
-    def advance(self, task: str, items: int = 1) -> None:
-        """Count down."""
-        if task == self._task and items:
-            self._left -= 1
-            if self._left == 0:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    def note(self, text: str) -> None:
-        """Keep."""
-        self.notes.append(text)
-
-
-def records(out: Path) -> list[Record]:
-    """The metrics of a run, without what time decides."""
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in MetricsFile(out / "metrics.jsonl").read()]
-
-
-def weights_of(out: Path) -> Mapping[str, torch.Tensor]:
-    """The parameters of a finished run."""
-    return load_file(out / "model.safetensors")
-
-
-def same_weights(a: Path, b: Path) -> bool:
-    """Whether two runs ended in the same parameters, bit for bit."""
-    here, there = weights_of(a), weights_of(b)
-    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
-
-
-def out_of(world: World, name: str) -> str:
-    """An output folder of its own."""
-    return str(world.folder / name)
+from twdpo.pipeline.train.metrics import NAMES
 
 
 def test_it_learns_and_can_be_loaded(world: World) -> None:

@@ -8,16 +8,14 @@ import random
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.pipeline.train.conftest import World
+from tests.pipeline.train.runs import same_weights
 from twdpo.pipeline.train import TrainConfig, TrainProgress, TrainResult, train
 
 BOTH = pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
@@ -67,17 +65,6 @@ def run_config(world: World, name: str, streaming: bool, **changes: Any) -> Trai
     return world.config(out=str(world.folder / name), streaming=streaming, **(values | changes))
 
 
-def parameters(config: TrainConfig) -> Mapping[str, torch.Tensor]:
-    """Of a finished run."""
-    return load_file(Path(config.out) / "model.safetensors")
-
-
-def same(a: TrainConfig, b: TrainConfig) -> bool:
-    """Whether two runs ended in the same bits."""
-    here, there = parameters(a), parameters(b)
-    return here.keys() == there.keys() and all(torch.equal(here[name], there[name]) for name in here)
-
-
 @BOTH
 def test_stopped_anywhere_it_ends_in_the_same_bits(world: World, streaming: bool) -> None:
     whole, parts = (run_config(world, name, streaming) for name in ("whole", "parts"))
@@ -88,7 +75,7 @@ def test_stopped_anywhere_it_ends_in_the_same_bits(world: World, streaming: bool
             train(parts, KillAt(stops.randint(4, 9)))
     result = train(parts)
     assert result.resumed_at
-    assert same(whole, parts)
+    assert same_weights(Path(whole.out), Path(parts.out))
 
     def facts(result: TrainResult) -> tuple[Any, ...]:
         return result.steps, result.pairs, result.heldout, result.skipped, result.truncated
@@ -125,4 +112,4 @@ def test_killed_at_random_times_it_ends_in_the_same_bits(world: World, streaming
         done = run(parts)
         assert done.returncode == 0, done.stderr.decode()[-2000:]
     assert kills
-    assert same(whole, parts)
+    assert same_weights(Path(whole.out), Path(parts.out))

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.pipeline.train.conftest import World
-from tests.pipeline.train.test_loop import StopAt, out_of, same_weights
+from tests.pipeline.train.runs import StopAt, out_of, same_weights
 from twdpo.errors import Interrupted
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.metrics import MetricsFile

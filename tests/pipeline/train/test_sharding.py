@@ -13,15 +13,8 @@ from safetensors.torch import load_file
 
 from tests.pipeline.train.conftest import World
 from tests.pipeline.train.processes import ROOT, complaints, run
-from tests.pipeline.train.test_launch import (
-    NAN_IN_ONE,
-    NO_SPACE_IN_ONE,
-    UNEVEN,
-    assert_same_course,
-    assert_same_weights,
-    out_of,
-    records,
-)
+from tests.pipeline.train.runs import out_of, records, same_weights
+from tests.pipeline.train.test_launch import NAN_IN_ONE, NO_SPACE_IN_ONE, UNEVEN, assert_same_course
 from twdpo.errors import UsageError
 from twdpo.pipeline.train import train
 from twdpo.pipeline.train.sharding import Sharding, gather_parameters, put_parameters
@@ -67,7 +60,7 @@ def test_zero3_is_the_same(world: World) -> None:
     one = train(world.config(out=out_of(world, "fsdp2"), max_steps=3, **SHARDED))
     other = train(world.config(out=out_of(world, "zero3"), max_steps=3, **SHARDED | {"accelerate_config": "zero3"}))
     assert records(one.out) == records(other.out)
-    assert_same_weights(one.out, other.out)
+    assert same_weights(one.out, other.out)
 
 
 @pytest.mark.slow
@@ -88,7 +81,7 @@ def test_killed_and_resumed_exactly(world: World, tmp_path: Path) -> None:
     assert "was ended by SIGKILL" in line
     assert "step-00000004 is kept: run the same command again to go on" in line
     assert train(parts).resumed_at == 4
-    assert_same_weights(Path(whole.out), Path(parts.out))
+    assert same_weights(Path(whole.out), Path(parts.out))
     assert records(Path(whole.out)) == records(Path(parts.out))
 
 

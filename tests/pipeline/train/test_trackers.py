@@ -10,7 +10,7 @@ import pytest
 from accelerate.tracking import GeneralTracker
 
 from tests.pipeline.train.conftest import World
-from tests.pipeline.train.test_loop import StopAt, out_of
+from tests.pipeline.train.runs import StopAt, out_of
 from twdpo.errors import Interrupted, TrainingError, UsageError
 from twdpo.pipeline.train import TrainProgress, train
 from twdpo.pipeline.train import loop as loop_module
