@@ -27,7 +27,7 @@ from twdpo.errors import Interrupted, ModelError, TrainingError, UsageError
 from twdpo.pipeline.extras import quiet_peft
 from twdpo.pipeline.models import LoadedModel, four_bit, load_model
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
-from twdpo.pipeline.train.adapters import Policy, adapters_off, add_adapters
+from twdpo.pipeline.train.adapters import Policy, adapters_off, add_adapters, refuse_early
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.resident import ResidentFeed
@@ -609,6 +609,22 @@ def test_missing_packages(
     assert words in str(caught.value)
     assert not (world.folder / "trained").exists()
     assert not (world.folder / "reference_cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lora_rank": 4}, "--lora-rank does not go with fsdp2 or zero3 yet; use --accelerate-config ddp"),
+        ({"optimizer": "adamw_8bit"}, "--optimizer adamw_8bit cannot be divided among processes"),
+    ],
+)
+def test_what_cannot_be_divided(changes: dict[str, Any], words: str) -> None:
+    """Whoever started the processes."""
+    config = TrainConfig(model="tiny", **changes)
+    refuse_early(config)
+    with pytest.raises(UsageError) as caught:
+        refuse_early(config, divided=True)
+    assert words in str(caught.value)
 
 
 def test_an_adapter_needs_peft(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,8 @@ def test_two_processes_give_the_losses_of_one(world: World, alone: TrainResult) 
 
 def test_killed_in_one_process_and_resumed_exactly(world: World, tmp_path: Path) -> None:
     """SIGKILL of a process: the others end, one line says what happened, and the same command goes on to the bit."""
-    whole = world.config(out=out_of(world, "whole"), num_processes=2, eval_every=0)
+    # One held-out pair, so that in evaluations one process is alone with the model.
+    whole = world.config(out=out_of(world, "whole"), num_processes=2, eval_every=0, eval_split="1", limit=53)
     parts = replace(whole, out=out_of(world, "parts"))
     assert run(whole, tmp_path / "none").returncode == 0
     kill = """
@@ -350,6 +351,11 @@ MACHINES = "distributed_type: MULTI_GPU\nnum_machines: 2\nnum_processes: 16\n"
             None,
             "--optimizer adamw_8bit cannot be divided among processes; use --optimizer adamw",
         ),
+        (
+            "--accelerate-config zero3 --num-processes 2 --lora-rank 4",
+            None,
+            "--lora-rank does not go with fsdp2 or zero3 yet; use --accelerate-config ddp",
+        ),
     ],
 )
 def test_mistakes_are_one_line(
@@ -386,7 +392,8 @@ def test_how_many_processes(tmp_path: Path) -> None:
     """One needs no launcher; a file may say how many; a flag says it better."""
     assert launch.needed(TrainConfig(device="cpu")) is None
     assert launch.needed(TrainConfig(device="cpu", num_processes=1)) is None
-    assert launch.needed(TrainConfig(device="cpu", num_processes=1, accelerate_config="fsdp2")) is None
+    one = TrainConfig(device="cpu", num_processes=1, accelerate_config="fsdp2", optimizer="adamw_8bit")
+    assert launch.needed(one) is None  # nothing is divided
     file = write(
         tmp_path / "a.yaml", "compute_environment: LOCAL_MACHINE\ndistributed_type: MULTI_GPU\nnum_processes: 3\n"
     )

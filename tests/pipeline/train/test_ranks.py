@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
-from twdpo.errors import DataError, TrainingError
+from twdpo.errors import DataError, TrainingError, UsageError
 from twdpo.pipeline.train import launch
 from twdpo.pipeline.train.processes import together
-from twdpo.pipeline.train.ranks import Ranks
+from twdpo.pipeline.train.ranks import Ranks, process_group
+from twdpo.pipeline.train.sharding import Sharding
 
 
 @pytest.fixture
@@ -21,6 +25,33 @@ def test_alone_nothing_is_shared(alone: Ranks) -> None:
     assert alone.collect([1, 2]) == [1, 2]
     assert torch.equal(alone.total(torch.tensor([1.0, 2.0])), torch.tensor([1.0, 2.0]))
     assert alone.gather_parameters(torch.nn.Linear(1, 1)) is None
+
+
+def test_the_loss_is_divided_by_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever accelerate's own configuration says of gradient accumulation."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    weight = torch.ones(1, requires_grad=True)
+    Ranks.join("cpu").accelerator.backward(weight.sum() * 8.0)
+    assert weight.grad is not None
+    assert weight.grad.item() == 8.0
+
+
+def test_accelerate_set_up_for_something_else(alone: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert alone.accelerator.mixed_precision == "no"
+    monkeypatch.setitem(AcceleratorState._shared_state, "_mixed_precision", "bf16")
+    with pytest.raises(UsageError, match="used in this process before, train in a process of its own") as caught:
+        Ranks.join("cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_how_processes_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With more patience than a slow disk needs; parts in the memory of the host are exchanged without NCCL."""
+    offload, both = Sharding(offload=True), "cuda:nccl,cpu:gloo"
+    assert process_group(offload, "cuda").to_kwargs() == {"timeout": timedelta(hours=2)}  # alone, nothing is exchanged
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert process_group(offload, "cuda").to_kwargs() == {"backend": both, "timeout": timedelta(hours=2)}
+    for sharding, device in ((offload, "cpu"), (Sharding(), "cuda"), (None, "cuda"), (None, "cpu")):
+        assert process_group(sharding, device).to_kwargs() == {"timeout": timedelta(hours=2)}
 
 
 def test_fillers_only_where_they_are_needed(alone: Ranks) -> None:

@@ -55,8 +55,8 @@ def refuse_early(config: TrainConfig, *, divided: bool = False) -> None:
 
     divided: whether parameters are divided among processes.
     """
-    if config.lora_rank is not None and divided:
-        raise UsageError("--lora-rank does not go with fsdp2 or zero3 yet; use --accelerate-config ddp")
+    if divided:
+        refuse_divided(config)
     if config.lora_rank is not None and holds_adapter(str(config.model)):
         if config.load_in_4bit:
             raise UsageError(
@@ -72,6 +72,14 @@ def refuse_early(config: TrainConfig, *, divided: bool = False) -> None:
         import_bitsandbytes("--load-in-4bit", "leave it out")
     if config.optimizer == "adamw_8bit":
         import_bitsandbytes("--optimizer adamw_8bit", "use --optimizer adamw")
+
+
+def refuse_divided(config: TrainConfig) -> None:
+    """Raise UsageError for what parameters that are divided among processes rule out."""
+    if config.lora_rank is not None:
+        raise UsageError("--lora-rank does not go with fsdp2 or zero3 yet; use --accelerate-config ddp")
+    if config.optimizer == "adamw_8bit":
+        raise UsageError("--optimizer adamw_8bit cannot be divided among processes; use --optimizer adamw")
 
 
 def add_adapters(config: TrainConfig, loaded: LoadedModel) -> Policy:

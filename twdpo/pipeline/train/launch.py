@@ -93,10 +93,12 @@ def needed(config: TrainConfig) -> Workers | None:
             f"--num-processes {processes} is more than the GPUs of this machine ({gpus}); "
             f"use --num-processes {gpus} or --device cpu"
         )
-    if kind in ("FSDP", "DEEPSPEED"):
-        _refuse_with_sharding(config)
     if processes == 1:
         return None
+    if kind in ("FSDP", "DEEPSPEED"):
+        from twdpo.pipeline.train.adapters import refuse_divided
+
+        refuse_divided(config)
     precision = settings.get("mixed_precision")
     return Workers(
         processes=processes,
@@ -248,13 +250,6 @@ def _refuse_another_launcher(config: TrainConfig) -> None:
         raise UsageError(
             f"--num-processes {config.num_processes}, but the launcher started {processes}; leave the option out"
         )
-
-
-def _refuse_with_sharding(config: TrainConfig) -> None:
-    if config.optimizer == "adamw_8bit":
-        raise UsageError("--optimizer adamw_8bit cannot be divided among processes; use --optimizer adamw")
-    if config.load_in_4bit:
-        raise UsageError("--load-in-4bit cannot be divided among processes; use --accelerate-config ddp")
 
 
 def _gpus(device: str) -> int | None:

@@ -6,21 +6,32 @@ With one process all of it does nothing. Not for: starting processes (`launch.py
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator  # type: ignore[import-untyped,unused-ignore]
+from accelerate.utils import (  # type: ignore[import-untyped,unused-ignore]
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 from torch import Tensor, nn
 
+from twdpo.errors import UsageError, first_line
 from twdpo.pipeline.models import pick_device
 from twdpo.pipeline.train.batches import ACTIVATION_TOKENS, TOKEN_BUDGET
 from twdpo.pipeline.train.processes import in_accord
 from twdpo.pipeline.train.sharding import Sharding, Whole, gather_parameters
 
 Item = TypeVar("Item")
+
+#: How long a process waits for another, which may be writing a large checkpoint to a slow disk. One that dies is
+#: noticed by whoever started it, within seconds.
+_PATIENCE = timedelta(hours=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +44,20 @@ class Ranks:
     @classmethod
     def join(cls, device: str) -> Ranks:
         """Meet the other processes, where a launcher has started some. Raises UsageError."""
-        sharding = Sharding.asked()
-        accelerator = Accelerator(cpu=pick_device(device) == "cpu", mixed_precision="no")
+        sharding, picked = Sharding.asked(), pick_device(device)
+        try:
+            accelerator = Accelerator(
+                cpu=picked == "cpu",
+                mixed_precision="no",
+                # Given, so that accelerate does not take a number from its environment and divide every loss by it.
+                gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+                kwargs_handlers=[process_group(sharding, picked)],
+            )
+        except ValueError as error:
+            raise UsageError(
+                f"accelerate refuses to start here ({first_line(error)}); where it was used in this process before, "
+                "train in a process of its own"
+            ) from None
         return cls(accelerator=accelerator, sharding=sharding if accelerator.num_processes > 1 else None)
 
     @property
@@ -142,3 +165,10 @@ class Ranks:
     def _device(self) -> torch.device:
         device: torch.device = self.accelerator.device
         return device
+
+
+def process_group(sharding: Sharding | None, device: str) -> InitProcessGroupKwargs:
+    """How the processes meet. Parts kept in the memory of the host are exchanged there, too, which NCCL cannot do."""
+    if sharding is not None and sharding.offload and device == "cuda" and "LOCAL_RANK" in os.environ:
+        return InitProcessGroupKwargs(backend="cuda:nccl,cpu:gloo", timeout=_PATIENCE)
+    return InitProcessGroupKwargs(timeout=_PATIENCE)
