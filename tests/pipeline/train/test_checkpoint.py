@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -128,6 +129,21 @@ def test_the_newest_is_found_and_half_written_ones_removed(tmp_path: Path) -> No
     assert last.name == "step-00000010"
     names = [f"step-{number:08d}" for number in (1, 2, 10)]
     assert sorted(path.name for path in (tmp_path / FOLDER).iterdir()) == names
+
+
+def test_a_crash_while_the_same_step_is_saved_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by Ctrl-C right after a checkpoint: there is one at any moment."""
+    model, optimizer = trained(0)
+    path = save_checkpoint(tmp_path, model, optimizer, POSITION)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, contextlib.suppress(KeyboardInterrupt):
+        patch.setattr(Path, "rename", killed)
+        assert save_checkpoint(tmp_path, model, optimizer, POSITION) == path
+    assert last_checkpoint(tmp_path) == path
+    load_checkpoint(path, *trained(1))
 
 
 def test_no_pickle(tmp_path: Path) -> None:

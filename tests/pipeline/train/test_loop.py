@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,12 @@ import torch
 from tests.fixtures.tiny_models import save_tiny
 from tests.pipeline.train.conftest import World
 from tests.pipeline.train.runs import TIMES, StopAt, out_of, records, same_weights, weights_of
+from twdpo.cli import _terminate
 from twdpo.errors import Interrupted, MissingRows, TrainingError, UsageError
 from twdpo.pipeline.train import TrainProgress, train
+from twdpo.pipeline.train.ctrl_c import CtrlC
 from twdpo.pipeline.train.metrics import NAMES
+from twdpo.pipeline.train.ranks import Ranks
 
 
 def test_it_learns_and_can_be_loaded(world: World) -> None:
@@ -164,6 +169,30 @@ def test_another_configuration_is_refused(world: World) -> None:
     assert train(world.config(beta=0.2, resume=False)).resumed_at is None
 
 
+def test_what_a_checkpoint_refuses_is_told_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes fail over a checkpoint in accord, so that one of them speaks for all."""
+    with pytest.raises(Interrupted):
+        train(world.config(), StopAt("training", 4))
+    heard: list[str] = []
+
+    @contextmanager
+    def accord(_ranks: Ranks) -> Iterator[None]:
+        try:
+            yield
+        except TrainingError as error:
+            heard.append(str(error))
+            raise
+
+    monkeypatch.setattr(Ranks, "accord", accord)
+    with pytest.raises(TrainingError, match="--beta"):
+        train(world.config(beta=0.2))
+    for file in (world.folder / "trained" / "checkpoints").glob("*/state.json"):
+        file.write_text("{", "utf-8")
+    with pytest.raises(TrainingError, match="is damaged"):
+        train(world.config())
+    assert len(heard) == 2
+
+
 def test_a_finished_run_is_not_overwritten_unasked(world: World) -> None:
     train(world.config(max_steps=1))
     with pytest.raises(UsageError, match=r"holds a finished run; choose another folder, or pass --no-resume"):
@@ -193,6 +222,41 @@ def test_ctrl_c_before_the_first_step(world: World) -> None:
     with pytest.raises(Interrupted, match="stopped; run the same command again"):
         train(world.config(), StopAt("pairs", 1))
     assert train(world.config(max_steps=1)).resumed_at is None
+
+
+@pytest.fixture
+def sigterm() -> Iterator[Any]:
+    """The handler that the command line installs, for the length of a test."""
+    before = signal.signal(signal.SIGTERM, _terminate)
+    yield _terminate
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_a_scheduler_stops_it_as_ctrl_c_does(world: World, sigterm: Any) -> None:
+    """SIGTERM, where the program handles it: the steps so far are kept, and the same command goes on."""
+    whole = train(world.config(out=out_of(world, "whole"), save_every=0))
+    config, stop = world.config(out=out_of(world, "parts"), save_every=0), StopAt("training", 4, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="stopped after step 4 of 7; a checkpoint is saved"):
+        train(config, stop)
+    assert [note.split(":")[0] for note in stop.notes] == ["stopping"]
+    assert signal.getsignal(signal.SIGTERM) is sigterm
+    assert train(config).resumed_at == 4
+    assert same_weights(whole.out, Path(config.out))
+
+
+def test_signals_are_handed_back(sigterm: Any) -> None:
+    """After the first of either; what is ignored, or ends the process, stays that way."""
+    before = signal.getsignal(signal.SIGINT)
+    with CtrlC(lambda: None) as ctrl_c:
+        signal.raise_signal(signal.SIGTERM)
+        assert ctrl_c.pressed
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == (before, sigterm)
+    for handler in (signal.SIG_IGN, signal.SIG_DFL):
+        signal.signal(signal.SIGTERM, handler)
+        with CtrlC(lambda: None):
+            assert signal.getsignal(signal.SIGTERM) == handler
+            assert signal.getsignal(signal.SIGINT) != before
+        assert signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_outside_the_main_thread(world: World) -> None:

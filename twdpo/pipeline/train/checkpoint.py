@@ -51,9 +51,15 @@ class Position:
 def save_checkpoint(
     out: Path, model: nn.Module, optimizer: torch.optim.Optimizer, position: Position, whole: Whole | None = None
 ) -> Path:
-    """Write a checkpoint; `whole` is what is divided among processes, gathered. Raises StorageError."""
+    """Write a checkpoint; `whole` is what is divided among processes, gathered. Raises StorageError.
+
+    One of the same step is of this very run, since a run that starts over removes them all: it stays as it is, as to
+    replace it would leave a moment without.
+    """
     folder = out / FOLDER
     target = folder / f"step-{position.step:08d}"
+    if (target / _STATE).is_file():
+        return target
     with storing_tensors(target):
         folder.mkdir(exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=folder))

@@ -202,6 +202,7 @@ class _Loop:
         self._feed, self._store, self.plan = feed, store, feed.plan
         optimizer = make_optimizer(config.optimizer, model, config.weight_decay)
         self._policy, self._layout = model.model, model.layout
+        self._bare = model
         self._model, self._optimizer = ranks.prepare(model, optimizer)
         self._metrics, self._trackers = MetricsFile(Path(config.out) / METRICS), trackers
         self._ctrl_c = CtrlC(lambda: progress.note("stopping: saving a checkpoint (Ctrl-C again to stop at once)"))
@@ -239,9 +240,12 @@ class _Loop:
 
     def _begin(self, checkpoint: Path | None) -> None:
         """Start at step 0, or where a checkpoint of this very run stands."""
-        position = None if checkpoint is None else read_position(checkpoint)
+        position = None
+        with self._ranks.accord():
+            if checkpoint is not None:
+                position = read_position(checkpoint)
+                refuse_changes(checkpoint, position, asdict(self._config), self._feed.digest)
         if checkpoint is not None and position is not None:
-            refuse_changes(checkpoint, position, asdict(self._config), self._feed.digest)
             load_checkpoint(checkpoint, self._policy, self._optimizer)
             self._step = self.resumed_at = position.step
             self._window = Window.from_state(position.window)
@@ -305,7 +309,9 @@ class _Loop:
     def _losses(self, group: list[Example], reference: Mapping[str, Logps]) -> PairLosses:
         """Policy log-probs of a micro-batch, and its losses."""
         batch = collate(group, reference, self._device, self._layout)
-        policy = batch.spread(self._model(**batch.inputs))
+        # DDP exchanges buffers on the way forward; in an evaluation a process may have no pass to take part with.
+        model = self._model if torch.is_grad_enabled() else self._bare
+        policy = batch.spread(model(**batch.inputs))
         sides = zip(policy.chunk(2), batch.reference.chunk(2), batch.weights.chunk(2), strict=True)
         chosen, rejected = (SideLogps(policy=p, reference=r, weights=w) for p, r, w in sides)
         return twdpo_loss(chosen, rejected, beta=self._config.beta, label_smoothing=self._config.label_smoothing)
