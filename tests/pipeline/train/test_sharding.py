@@ -153,3 +153,22 @@ def test_parameters_under_any_of_their_names() -> None:
         assert torch.equal(tied["a"].weight, value)
     with pytest.raises(KeyError, match=r"no tensor a\.weight"):
         put_parameters(tied, {})
+
+
+def test_persistent_buffers_are_kept() -> None:
+    """Such as the router's bias of a mixture of experts; what a model computes for itself is not."""
+
+    def made(bias: float) -> torch.nn.Module:
+        model = torch.nn.Sequential(torch.nn.Linear(2, 2))
+        model[0].register_buffer("correction", torch.full((2,), bias))
+        model[0].register_buffer("computed", torch.zeros(2), persistent=False)
+        return model
+
+    one, other = made(0.5), made(0.0)
+    whole = gather_parameters(one, keep=True)
+    assert whole.keys() == one.state_dict().keys() == {"0.weight", "0.bias", "0.correction"}
+    put_parameters(other, whole)
+    assert all(torch.equal(tensor, other.state_dict()[name]) for name, tensor in one.state_dict().items())
+    del whole["0.correction"]
+    with pytest.raises(KeyError, match=r"no tensor 0\.correction"):
+        put_parameters(other, whole)

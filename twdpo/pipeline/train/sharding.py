@@ -81,15 +81,18 @@ class Whole:
 
 
 def gather_parameters(model: nn.Module, *, keep: bool) -> dict[str, Tensor]:
-    """All parameters whole, each under its first name, where `keep`; all processes must call this together."""
-    return {name: whole for name, value in model.named_parameters() if (whole := _whole(value, keep)) is not None}
+    """All that a saved model has, whole, each tensor under its first name, where `keep`; all must call this together.
+
+    That is its parameters and persistent buffers; the latter are not divided.
+    """
+    return {name: whole for name, value in _saved(model) if (whole := _whole(value, keep)) is not None}
 
 
 def put_parameters(model: nn.Module, whole: Mapping[str, Tensor]) -> None:
     """Undo `gather_parameters`; a tied tensor may stand under any of its names. Raises KeyError where one lacks."""
-    wanted = {id(value): name for name, value in model.named_parameters()}
+    wanted = {id(value): name for name, value in _saved(model)}
     with torch.no_grad():
-        for name, value in model.named_parameters(remove_duplicate=False):
+        for name, value in _saved(model, remove_duplicate=False):
             if id(value) in wanted and name in whole:
                 value.copy_(divided(whole[name], value))
                 del wanted[id(value)]
@@ -116,6 +119,12 @@ def is_sharded(model: nn.Module) -> bool:
 
 def _taken(name: str) -> bool:
     return os.environ.pop(name, "false").lower() == "true"
+
+
+def _saved(model: nn.Module, *, remove_duplicate: bool = True) -> Iterator[tuple[str, Tensor]]:
+    names = model.state_dict().keys()
+    yield from model.named_parameters(remove_duplicate=remove_duplicate)
+    yield from (each for each in model.named_buffers(remove_duplicate=remove_duplicate) if each[0] in names)
 
 
 def _whole(value: Any, keep: bool) -> Any:
