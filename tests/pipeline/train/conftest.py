@@ -129,6 +129,7 @@ class World:
         include_text: bool = False,
         stored: Callable[[str], SideWeights] = stored_weights,
         shard_rows: int = 512,
+        judge_template: str = "{question} {answer_a} {answer_b}",
         **source: Any,
     ) -> None:
         """Write random weights for the pairs of a data set."""
@@ -136,7 +137,7 @@ class World:
             judge_model=str(self.model),
             judge_revision=None,
             dtype="float32",
-            judge_template="{question} {answer_a} {answer_b}",
+            judge_template=judge_template,
             chat_template_hash=None,
             chat_template_kwargs={},
             max_length=256,

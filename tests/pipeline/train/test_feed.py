@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import tracemalloc
 from collections import Counter
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.fixtures.tiny_models import tiny_tokenizer
@@ -147,7 +150,8 @@ def test_processes_share_the_pairs_of_one(world: World, streaming: bool, count: 
 
         def join(processes: Any) -> None:
             with opened(world, processes, **changes):
-                assert rendered[threading.get_ident()] <= everything / count + 42
+                # Besides its share: of a stream all look for a pair that all have, and read a window for it.
+                assert rendered[threading.get_ident()] <= everything / count + (42 if streaming else 2)
 
         in_ranks(count, join)
 
@@ -229,8 +233,10 @@ def test_a_step_of_a_stream_may_keep_none(empty_world: World) -> None:
 
 
 def test_nothing_is_left_of_a_stream(world: World) -> None:
-    with pytest.raises(DataError, match="no pair is left to train on: 60 the prompt alone fills --max-length 16"):
-        run(world, world.folder / "r", streaming=True, max_length=16, eval_split="none")
+    for streaming in (False, True):
+        with pytest.raises(DataError, match="left to train on: 60 the prompt alone fills --max-length 16") as caught:
+            run(world, world.folder / "r", streaming=streaming, max_length=16, eval_split="none")
+        assert caught.value.together
     lines = world.pairs.read_text("utf-8").splitlines(keepends=True)
     world.pairs.write_text("".join(lines[:8]) + lines[0], "utf-8")
     with pytest.raises(DataError, match="no pair is left to train on: 1 also held out, or of a prompt that is; 8 held"):
@@ -263,6 +269,53 @@ def test_auto_and_a_split_of_its_own_in_a_stream(empty_world: World) -> None:
     assert max(row for portion in portions for row in rows_of(portion)) == 89
     _, feed, _ = run(world, world.folder / "r", **named, eval_split="auto")
     assert (feed.counts.heldout, feed.counts.pairs) == (2, 98)
+
+
+@pytest.fixture
+def splits(empty_world: World) -> dict[str, Any]:
+    """A train split of 40 pairs and a test split that holds the last 10 of them: the options that name it."""
+    folder = empty_world.folder / "splits"
+    folder.mkdir()
+    empty_world.annotate(empty_world.write_pairs(40, "splits/train.jsonl"))
+    lines = (folder / "train.jsonl").read_text("utf-8").splitlines(keepends=True)
+    (folder / "test.jsonl").write_text("".join(lines[30:]), "utf-8")
+    return {"dataset": str(folder), "split": "train", "eval_split": "test"}
+
+
+@BOTH
+def test_a_limit_is_for_the_pairs_to_train_on(empty_world: World, splits: dict[str, Any], streaming: bool) -> None:
+    _, feed, _ = run(empty_world, empty_world.folder / "r", streaming=streaming, limit=6, **splits)
+    assert (feed.counts.pairs, feed.counts.heldout) == (6, 10)
+
+
+@BOTH
+def test_pairs_of_both_splits_are_counted(empty_world: World, splits: dict[str, Any], streaming: bool) -> None:
+    portions, feed, _ = run(empty_world, empty_world.folder / "r", streaming=streaming, **splits)
+    assert sorted(rows_in(portions)) == list(range(30))
+    assert feed.counts.skipped == {"also held out, or of a prompt that is": 10}
+
+
+@BOTH
+@pytest.mark.parametrize("rows", [0, 1])
+def test_a_split_without_a_usable_pair(empty_world: World, splits: dict[str, Any], streaming: bool, rows: int) -> None:
+    """Asked to evaluate on it, a run does not go on without."""
+    folder, row = Path(splits["dataset"]), {"prompt": "?", "chosen": " ", "rejected": "no"}
+    train = [json.loads(line) for line in (folder / "train.jsonl").read_text("utf-8").splitlines()]
+    for split, table in (("train", pa.Table.from_pylist(train)), ("test", pa.Table.from_pylist([row]).slice(0, rows))):
+        pq.write_table(table, folder / f"{split}.parquet")
+        (folder / f"{split}.jsonl").unlink()
+    with pytest.raises(UsageError, match="--eval-split test: no pair of that split can be used") as caught:
+        run(empty_world, empty_world.folder / "r", streaming=streaming, **splits)
+    assert caught.value.together
+
+
+def test_weights_of_another_recipe_are_another_digest(world: World) -> None:
+    """A cache that was made anew in its folder, from the same pairs."""
+    first = run(world, world.folder / "r", streaming=True)[1].digest
+    for template, same in (("{question} {answer_a} {answer_b}", True), ("{answer_a} {answer_b} {question}", False)):
+        shutil.rmtree(world.weights)
+        world.annotate(world.pairs, judge_template=template)
+        assert (run(world, world.folder / "r", streaming=True)[1].digest == first) is same
 
 
 def test_limits_and_what_was_asked_for_of_stage_one(empty_world: World) -> None:

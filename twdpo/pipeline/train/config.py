@@ -63,8 +63,8 @@ class TrainConfig:
     lora_rank: None trains every parameter; else adapters of that rank, and the reference is the model without them.
     lora_alpha: None for twice the rank. load_in_4bit: the frozen base in NF4 (QLoRA). merge_adapter: write the merged
     model instead of the adapter. layout: how sequences meet the model; `tree` computes a pair's prompt once, `packed`
-    lays sequences end to end, `padded` side by side, `auto` takes the first of these that agrees with the model's own
-    logits. streaming: read the pairs as they come, in constant memory, shuffled within blocks of `shuffle_block`.
+    lays sequences end to end, `padded` side by side, `auto` is tree where that agrees with the model's own logits, else
+    padded. streaming: read the pairs as they come, in constant memory, shuffled within blocks of `shuffle_block`.
     tracker: `none`, or trackers of accelerate separated by commas. push: a hub repository for the result;
     private: for you alone, where it is made now.
     accelerate_config: `ddp`, `fsdp2`, `zero3` or a file of `accelerate config`; num_processes: how many to start.

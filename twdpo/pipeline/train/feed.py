@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from twdpo.errors import DataError
+from twdpo.errors import DataError, UsageError
 from twdpo.pipeline.train.batches import Plan
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.layouts import Logps
-from twdpo.pipeline.train.processes import Processes
+from twdpo.pipeline.train.processes import Processes, together
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.render import Renderer
 from twdpo.weights_cache import ReferenceStore, WeightsCache
@@ -137,7 +137,17 @@ def no_reference(spare: Example) -> dict[str, Logps]:
 
 
 def nothing_left(counts: Counts) -> DataError:
-    """The error where there is no pair to train on, with the reasons."""
+    """The error where there is no pair to train on, with the reasons; every process comes to it."""
     reasons = [f"{count} {reason}" for reason, count in counts.skipped.items()]
     reasons += [f"{counts.heldout} held out"] if counts.heldout else []
-    return DataError(f"no pair is left to train on: {'; '.join(reasons) or 'the data set is empty'}")
+    return together(DataError(f"no pair is left to train on: {'; '.join(reasons) or 'the data set is empty'}"))
+
+
+def none_held_out(config: TrainConfig) -> UsageError:
+    """The error where a split was named to be held out and gave no pair; every process comes to it."""
+    return together(
+        UsageError(
+            f"--eval-split {config.eval_split}: no pair of that split can be used; name another, or pass "
+            "--eval-split none"
+        )
+    )

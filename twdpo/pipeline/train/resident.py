@@ -15,7 +15,7 @@ from typing import Any
 from twdpo.pipeline.train.batches import Plan, share, step_indices
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner
-from twdpo.pipeline.train.feed import Counts, Portion, no_reference, nothing_left
+from twdpo.pipeline.train.feed import Counts, Portion, no_reference, none_held_out, nothing_left
 from twdpo.pipeline.train.layouts import Logps
 from twdpo.pipeline.train.parts import parts_of, rows_of
 from twdpo.pipeline.train.processes import Processes, in_accord
@@ -192,6 +192,8 @@ class ResidentFeed:
         self.counts.skipped.update(reasons)
         if not self._train:
             raise nothing_left(self.counts)
+        if not self._heldout and any(part.heldout for part in self._parts):
+            raise none_held_out(self._config)
         config = self._config
         self.plan = Plan.of(len(self._train), config.batch_size, config.epochs, config.max_steps)
 

@@ -59,7 +59,7 @@ class Slots:
         stretches, not_annotated = [], 0
         for part in parts:
             source = load(part.source) if part.source is not None else cache
-            total = _count(config, source, left)
+            total = _count(config, source, None if part.heldout else left)
             rows = _asked(part, source, total) if part.asked and isinstance(source, PairStream) else range(total)
             not_annotated += total - len(rows)
             if not part.heldout and left is not None:

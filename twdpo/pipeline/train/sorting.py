@@ -14,14 +14,12 @@ from twdpo.pipeline.train.config import TrainConfig, heldout_count, parse_eval_s
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner
 from twdpo.pipeline.train.feed import Counts
 from twdpo.pipeline.train.render import Renderer
-from twdpo.pipeline.train.survey import DROPPED, LEFT_OUT, missing_rows, prompt_key
+from twdpo.pipeline.train.survey import DROPPED, HELD_OUT, LEFT_OUT, missing_rows, prompt_key
 from twdpo.preferences import Pair, Reject
 from twdpo.weights_cache import WeightsCache, read_rejects
 
 #: A row's number and what it holds.
 Row = tuple[int, Pair | Reject]
-
-_HELD_OUT = "also held out, or of a prompt that is"
 
 
 class Closed(Exception):
@@ -68,7 +66,7 @@ class Sorter:
             if isinstance(item, Reject):
                 known.reasons[number] = item.reason
             elif key in self._hashes or (self._prompts and self.prompt_key(item) in self._prompts):
-                known.reasons[number] = _HELD_OUT
+                known.reasons[number] = HELD_OUT
             elif key not in absent:
                 found.append((number, item, key))
             elif key in self._left_out:

@@ -22,7 +22,7 @@ import numpy as np
 from twdpo.pipeline.train.batches import Plan
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import WINDOW, Example
-from twdpo.pipeline.train.feed import Counts, Portion, no_reference, nothing_left
+from twdpo.pipeline.train.feed import Counts, Portion, no_reference, none_held_out, nothing_left
 from twdpo.pipeline.train.layouts import Logps
 from twdpo.pipeline.train.parts import parts_of
 from twdpo.pipeline.train.processes import Processes, in_accord
@@ -73,13 +73,15 @@ class StreamedFeed:
             self._slots = Slots.of(config, cache, [part for part in parts if not part.heldout])
             named = [part for part in parts if part.heldout]
             apart = Slots.of(config, cache, named) if named else None
-            wanted = None if apart else first_pairs(config, len(self._slots))
+            wanted = first_pairs(config, len(self._slots)) if apart is None else None
         self.counts = Counts()
         if self._slots.not_annotated:
             self.counts.skipped[NOT_ANNOTATED] = self._slots.not_annotated
         # Steps begin after the first pairs, where these are held out, so that none is the smaller for them.
-        self._held_out, end = self._hold_out(apart or self._slots, wanted)
-        self._first = 0 if apart else end
+        self._held_out, end = self._hold_out(self._slots if apart is None else apart, wanted)
+        if apart is not None and not self.counts.heldout:
+            raise none_held_out(config)
+        self._first = end if apart is None else 0
         with in_accord(processes):
             self.spare = self._find_spare()
         progress.finish("pairs")
@@ -121,8 +123,9 @@ class StreamedFeed:
         if not total.pairs:
             total.skipped.update(self.counts.skipped)
             raise nothing_left(total)
-        # A sum, so that it is the same however the rows fall to processes.
-        self._digest = f"{digests % (1 << 64):016x}"
+        # A sum, so that it is the same however the rows fall to processes. What the weights are, the recipe says.
+        seal = f"{digests % (1 << 64):016x} {self._cache.manifest.fingerprint}"
+        self._digest = hashlib.sha256(seal.encode()).hexdigest()[:16]
         self._progress.finish("reference")
 
     def _lacking(self, examples: list[Example], rows: int) -> list[Example]:
@@ -132,7 +135,7 @@ class StreamedFeed:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the pairs that the run comes to and what becomes of them."""
+        """16 hex digits over the pairs that the run comes to, what becomes of them, and the weights' recipe."""
         return self._digest
 
     def begin(self, store: ReferenceStore, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
