@@ -26,6 +26,8 @@ CONFIGURATION, COURSE, RESULT, FAILURE = "train.yaml", "course.jsonl", "result.j
 #: What a process prints, but for the first one's stderr, which is shown.
 OUTPUT = "output-{rank}"
 
+#: For the step in progress and the checkpoint after it, once nobody is there to hear of them.
+_PATIENCE_SECONDS = 900.0
 #: Seconds between two reports of how far a task is.
 _REPORT_SECONDS = 0.1
 
@@ -126,10 +128,15 @@ def main(folder: Path) -> int:
 
 
 def _stop_without(parent: int) -> None:
-    """Press Ctrl-C when the process that started this one is gone."""
+    """Press Ctrl-C when the process that started this one is gone, and end this one where that has no effect.
+
+    A process that waits for one that will never answer hears no signal.
+    """
     while os.getppid() == parent:
         time.sleep(1.0)
     signal.raise_signal(signal.SIGINT)
+    time.sleep(_PATIENCE_SECONDS)
+    os._exit(1)
 
 
 if __name__ == "__main__":
