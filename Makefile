@@ -43,6 +43,7 @@ docs-serve: $(VENV)/.docs
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/annotate.py
+	$(BIN)/python benchmarks/train.py --pairs 8 --rounds 1 --max-length 512
 
 clean:
 	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -378,12 +378,12 @@ def where_time_goes(task: dict[str, Any]) -> None:
         print(f"| {kind} | {seconds / total:.1%} |")
 
 
-def ablate(task: dict[str, Any], rounds: int) -> None:
+def ablate(task: dict[str, Any], rounds: int, only: list[str]) -> None:
     """Each of our parts switched off in turn; print a table."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ABLATIONS}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ABLATIONS if not only or name in ("as it is", *only)}
     for _ in range(rounds):
-        for name, switches in ABLATIONS.items():
-            found[name].append(measure("ours", task, **switches))
+        for name, runs in found.items():
+            runs.append(measure("ours", task, **ABLATIONS[name]))
     base = found["as it is"]
     print("| switched off | pairs/s | of the speed | peak memory, MiB | of the memory |\n|---|---|---|---|---|")
     for name, runs in found.items():
@@ -411,6 +411,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ablate", action="store_true", help="switch our own parts off, one in turn")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="ROW", help="with --ablate: this row of it alone"
+    )
     parser.add_argument("--profile", action="store_true", help="say where the time of our own steps goes")
     parser.add_argument("--trl-checkpointing", action="store_true", help="once more TRL with gradient checkpointing")
     parser.add_argument("--worker", choices=("ours", "theirs"), help=argparse.SUPPRESS)
@@ -432,7 +435,7 @@ def main() -> None:
         if options.profile:
             where_time_goes(task)
         elif options.ablate:
-            ablate(task, options.rounds)
+            ablate(task, options.rounds, options.only)
         else:
             compare(task, options.rounds, options.trl_checkpointing)
 
