@@ -93,6 +93,12 @@ def _flags(command: Any) -> set[str]:
     return {flag for p in command.params for flag in (*p.opts, *p.secondary_opts) if flag.startswith("--")}
 
 
+def _benchmark_flags() -> set[str]:
+    """Options of the scripts in benchmarks/."""
+    scripts = (ROOT / "benchmarks").glob("*.py")
+    return {flag for script in scripts for flag in re.findall(r'add_argument\("(--[\w-]+)"', script.read_text("utf-8"))}
+
+
 def _fences(page: Path, kind: str, title: str | None = None) -> list[str]:
     found = _FENCE.finditer(page.read_text("utf-8"))
     return [m["body"] for m in found if m["kind"] == kind and m["title"] == title]
@@ -161,7 +167,7 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
 def test_every_option_that_is_mentioned_exists(page: Path) -> None:
     if not page.is_file():
         pytest.skip(f"{page.name} is not there")
-    known = set[str]().union(*map(_flags, COMMANDS.values())) | {"--help", "--version"}
+    known = set[str]().union(*map(_flags, COMMANDS.values())) | {"--help", "--version"} | _benchmark_flags()
     assert set(_FLAG.findall(page.read_text("utf-8"))) - known - _FOREIGN == set()
 
 

@@ -64,6 +64,22 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def hold(folder: Path) -> int | None:
+    """Hold `folder` until the descriptor that is returned is closed, or this process ends; None where another has it.
+
+    Where the file system has no locks, nothing is held.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    return descriptor
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write `path` as a whole or not at all; raises StorageError where the disk or the rights do not allow it."""
     with storing(path), PendingFile(path.parent) as file:

@@ -401,5 +401,5 @@ def test_memory_does_not_grow_with_a_stream(empty_world: World, sizes: tuple[int
             peaks[pairs] = tracemalloc.get_traced_memory()[1]
             tracemalloc.stop()
             feed.close()
-    # An example of this data set takes more than 1,000 bytes.
-    assert peaks[sizes[1]] - peaks[sizes[0]] < (sizes[1] - sizes[0]) * 100, peaks
+    # An example of this data set takes more than 1,000 bytes; an entry of the indices 40, and what is allocated wavers.
+    assert peaks[sizes[1]] - peaks[sizes[0]] < (sizes[1] - sizes[0]) * 200, peaks

@@ -307,6 +307,46 @@ def test_weights_for_another_data_set(world: World, options: tuple[str, ...]) ->
     assert len([line for line in found.stderr.splitlines() if "weights" in line]) == 1
 
 
+def test_two_runs_do_not_write_to_one_folder(world: World) -> None:
+    """While one is at it the other is refused, and it comes to its end undisturbed."""
+    config = world.config(max_steps=4)
+
+    class Intruder(TrainProgress):
+        message = ""
+
+        def start(self, task: str, total: int | None) -> None:
+            """A second process tries the same folder."""
+            if task == "training":
+                code = "import sys; from tests.pipeline.train.test_loop import intrude; intrude(sys.argv[1])"
+                found = subprocess.run(
+                    [sys.executable, "-c", code, json.dumps(asdict(config))],
+                    check=False,
+                    capture_output=True,
+                    text=True,
+                    env=os.environ | {"PYTHONPATH": str(Path.cwd()), "OMP_NUM_THREADS": "1"},
+                )
+                self.message = found.stdout + found.stderr
+
+    watch = Intruder()
+    assert train(config, watch).steps == 4
+    assert watch.message.startswith(f"another run is writing to --out {config.out}"), watch.message
+    assert [r["step"] for r in records(Path(config.out)) if "loss" in r] == [1, 2, 3, 4]
+    # It is let go of at the end, also after a failure.
+    for _ in range(2):
+        with pytest.raises(UsageError, match="holds a finished run"):
+            train(config)
+
+
+def intrude(config: str) -> None:
+    """Train, and print why not."""
+    from twdpo.pipeline.train import TrainConfig
+
+    try:
+        train(TrainConfig(**json.loads(config)))
+    except UsageError as error:
+        print(error)
+
+
 def test_a_step_without_pairs_counts_and_changes_nothing(empty_world: World) -> None:
     """Of a stream: its learning rate passes, its update does not happen, and there is no line for it."""
     empty_world.annotate(empty_world.write_pairs(8))

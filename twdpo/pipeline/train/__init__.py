@@ -46,8 +46,11 @@ def train(
 def train_here(config: TrainConfig, progress: TrainProgress, trackers: Sequence[GeneralTracker] = ()) -> TrainResult:
     """As `train`, in this process, which may be one of several that a launcher started."""
     from twdpo.pipeline.train.loop import run
+    from twdpo.pipeline.train.output import release
 
     try:
         return run(config, progress, trackers)
     except KeyboardInterrupt:
         raise Interrupted("stopped; run the same command again, and what is finished is used") from None
+    finally:
+        release(config)

@@ -28,7 +28,7 @@ from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parame
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.curves import PICTURES
 from twdpo.pipeline.train.trackers import FOLDER as TRACKERS
-from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, make_folder, write_file
+from twdpo.weights_cache.durable import TEMPORARY_PREFIX, fsync_folder, hold, make_folder, write_file
 
 CONFIGURATION = "train.yaml"
 METRICS = "metrics.jsonl"
@@ -46,13 +46,22 @@ _OWN = (
 )
 
 
+#: The output folder that this process writes to, and what holds it.
+_held: dict[Path, int] = {}
+
+
 def claim(config: TrainConfig) -> Path | None:
     """Make or take the output folder, and return the checkpoint to go on from, None for a fresh start.
 
-    Raises UsageError where the folder holds a finished run or something else, and StorageError.
+    The folder is held until `release`. Raises UsageError where it holds a finished run or something else, or another
+    run is writing to it, and StorageError.
     """
     out = Path(config.out)
     make_folder(out)
+    holding = hold(out)
+    if holding is None:
+        raise UsageError(f"another run is writing to --out {out}; wait for it, stop it, or choose another folder")
+    _held[out] = holding
     if any(out.iterdir()) and not (out / CONFIGURATION).is_file():
         raise UsageError(f"--out {out} is not empty and holds no training run; choose another folder")
     if not config.resume:
@@ -66,6 +75,12 @@ def claim(config: TrainConfig) -> Path | None:
     for stray in out.glob(f"{TEMPORARY_PREFIX}*"):
         shutil.rmtree(stray, ignore_errors=True)
     return last_checkpoint(out)
+
+
+def release(config: TrainConfig) -> None:
+    """Let another run have the output folder; harmless where this process does not hold it."""
+    if (holding := _held.pop(Path(config.out), None)) is not None:
+        os.close(holding)
 
 
 def save_configuration(config: TrainConfig) -> None:
