@@ -57,7 +57,7 @@ def test_every_completion_token_is_predicted_after_what_comes_before_it(
         assert not batch.weights[row, count:].any()
         assert not batch.reference[row, count:].any()
     assert n == len(batch.places) == len(batch.targets)
-    assert batch.pairs == len(examples)
+    assert len(batch.weights) == 2 * len(examples)
     logps = torch.cat([batch.weights[row][batch.filled[row]] for row in range(len(sides))])
     torch.testing.assert_close(batch.spread(logps), batch.weights, rtol=0, atol=0)
     assert batch.ids.numel() == cost(examples, layout)

@@ -45,11 +45,6 @@ class Batch:
     filled: Tensor
 
     @property
-    def pairs(self) -> int:
-        """How many pairs there are."""
-        return self.weights.shape[0] // 2
-
-    @property
     def inputs(self) -> dict[str, Any]:
         """What `TokenLogps` takes."""
         return {name: getattr(self, name) for name in ("ids", "positions", "stems", "places", "targets")}
