@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twdpo import __version__, cli_cache, recipes
+from twdpo import __version__, cli_cache, cli_inspect, recipes
 from twdpo.errors import Interrupted, TwdpoError, UsageError
 from twdpo.options import configured
 from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
@@ -96,36 +96,7 @@ def train(config: TrainConfig) -> None:
         console.stdout().print(results.table(results.train_rows(result)))
 
 
-@app.command()
-def inspect(
-    cache: cli_cache.CachePath,
-    example: Annotated[
-        str | None, typer.Option(help="Show one pair: a hash (or its beginning), a number, or `random`.")
-    ] = None,
-    layer: Annotated[int | None, typer.Option(help="Stored layer to look at.  [default: the deepest]")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Where the texts are, if not in the cache.  [default: as annotated]")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
-) -> None:
-    """Look at a cache: a summary, or one pair with every token shaded by its weight."""
-    from twdpo import console, results
-    from twdpo.inspect.examples import example_view, find_example
-    from twdpo.weights_cache import WeightsCache
-    from twdpo.weights_cache.statistics import summarize
-
-    out = console.stdout()
-    with WeightsCache.open(cache) as opened:
-        if example is None:
-            summary = summarize(opened, layer)
-            out.print_json(json.dumps(results.summary_json(summary))) if as_json else out.print(
-                results.table(results.summary_rows(summary))
-            )
-        else:
-            found = find_example(opened, example, dataset=dataset)
-            out.print(
-                example_view(found, layer if layer is not None else opened.layers[-1], color=console.has_color(out))
-            )
+app.command()(cli_inspect.inspect)
 
 
 @app.command()
