@@ -36,6 +36,15 @@ def test_rows_by_hash_in_the_order_asked(folder: Path) -> None:
     assert [content(row) for row in found] == [content(make_row(number)) for number in numbers]
 
 
+def test_rows_by_number_are_those_of_a_walk_through_all(folder: Path) -> None:
+    with WeightsCache.open(folder) as cache:
+        walked = [content(row) for row in cache.rows()]
+        for numbers in ([], [0], [7, 8, 29], list(range(1, 30, 3))):
+            found = list(cache.rows_at(np.array(numbers, dtype=np.int64)))
+            assert [content(row) for row in found] == [walked[number] for number in numbers]
+            assert all(row.chosen.starts.base is None for row in found)
+
+
 def test_a_duplicate_counts_once(folder: Path) -> None:
     cache = WeightsCache.open(folder)
     assert len(cache) == 30

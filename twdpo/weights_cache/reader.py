@@ -202,10 +202,17 @@ class WeightsCache:
 
         Its arrays are views that cannot be written, and keep a row group alive.
         """
-        places = [(unit, rows) for unit, _, rows in self._index.places(self._index.first_rows()[start:], self._span)]
-        blocks = self._index.read_ahead((unit for unit, _ in places), self._span)
-        for (_, positions), block in zip(places, blocks, strict=True):
-            yield from rows_of(block, positions, self.layers, copy=False)
+        return self._numbered(self._index.first_rows()[start:], copy=False)
+
+    def rows_at(self, numbers: npt.NDArray[np.int64]) -> Iterator[WeightRow]:
+        """The rows of rising `numbers` int64[n], 0-based in cache order; they can be kept without their row groups."""
+        return self._numbered(self._index.first_rows()[numbers], copy=True)
+
+    def _numbered(self, places: npt.NDArray[np.int64], *, copy: bool) -> Iterator[WeightRow]:
+        units = [(unit, rows) for unit, _, rows in self._index.places(places, self._span)]
+        blocks = self._index.read_ahead((unit for unit, _ in units), self._span)
+        for (_, positions), block in zip(units, blocks, strict=True):
+            yield from rows_of(block, positions, self.layers, copy=copy)
 
     def close(self) -> None:
         """Close the row file, if there is one; a shard that was read last is let go of with this object."""

@@ -1,7 +1,7 @@
 """Pure functions from stored weights to the weights that train: attention source, sink fix, mix.
 
 Applied when weights are read, so that one cache serves every choice. All arrays have mean 1 over an answer's
-n judged tokens. Not for: moving weights to another tokenizer (`twdpo.pipeline.alignment`).
+n judged tokens. Not for: moving weights to another tokenizer (`twdpo.weights_cache.alignment`).
 """
 
 from __future__ import annotations

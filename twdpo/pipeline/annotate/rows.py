@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from twdpo.pipeline.alignment import align_weights
 from twdpo.pipeline.annotate.engines.base import Reading
 from twdpo.pipeline.annotate.prompt import AnswerSpan, JudgePrompt
 from twdpo.pipeline.annotate.weights import combine_orders, order_agreement, verdict_probability
 from twdpo.preferences.pair import Pair
 from twdpo.weights_cache import SideWeights, WeightRow
+from twdpo.weights_cache.alignment import align_weights
 
 Floats = NDArray[np.float32]
 

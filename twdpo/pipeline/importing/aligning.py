@@ -1,7 +1,7 @@
 """Where tokens lie in an answer: their bytes are laid along the answer's own. Pure functions.
 
 Nothing is searched for and nothing is guessed: the bytes fit from the answer's beginning, or the pair is left out.
-Not for: the bytes of tokens (`spelling.py`), or moving weights between tokenizations (`pipeline/alignment.py`).
+Not for: the bytes of tokens (`spelling.py`), or moving weights between tokenizations (`weights_cache/alignment.py`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """From a cache row to the weight of every completion token: source, sink fix, alignment, mix, uncovered tokens.
 
-Pure functions on arrays. Not for: the parts of that chain (`weights_cache/transforms.py`, `pipeline/alignment.py`).
+Pure functions on arrays. Not for: the parts of that chain (`transforms.py` and `alignment.py` in `weights_cache`).
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from twdpo.pipeline.alignment import align_weights
 from twdpo.pipeline.train.render import RenderedSide
 from twdpo.weights_cache import SideWeights, transforms
+from twdpo.weights_cache.alignment import align_weights
 
 Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]

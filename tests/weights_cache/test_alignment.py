@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twdpo.pipeline.alignment import Ints, align_weights
+from twdpo.weights_cache.alignment import Ints, align_weights
 
 
 def ints(*values: int) -> Ints:

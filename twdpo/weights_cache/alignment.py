@@ -1,7 +1,7 @@
 """Move per-token weights from one tokenization of a text to another, by characters.
 
 Weights belong to the text: each token's mass is spread evenly over its characters and collected again by the
-tokens of the other tokenization. Pure functions on arrays, used by both stages.
+tokens of the other tokenization. Pure functions on arrays, used by both stages and for looking at weights.
 """
 
 from __future__ import annotations
