@@ -11,10 +11,12 @@ import pytest
 
 from tests.pipeline.train.conftest import World
 from tests.pipeline.train.runs import StopAt, out_of, records
+from twdpo import plotting
 from twdpo.errors import Interrupted
-from twdpo.pipeline.train import TrainProgress, curves, train
-from twdpo.pipeline.train.curves import INSTALL, PICTURES, _figure, _plain_style, write_curves
+from twdpo.pipeline.train import TrainProgress, train
+from twdpo.pipeline.train.curves import INSTALL, PICTURES, _figure, write_curves
 from twdpo.pipeline.train.metrics import Record
+from twdpo.plotting import plain_style
 
 pytest.importorskip("matplotlib")
 
@@ -34,7 +36,7 @@ def run_of(steps: int) -> list[Record]:
 
 def drawn(lines: list[Record], best: int | None = None) -> dict[str, dict[str, tuple[list[Any], list[Any]]]]:
     """Panel → label of a curve → its points."""
-    with _plain_style():
+    with plain_style():
         panels = _figure(lines, "a run", best).axes
     return {
         panel.get_ylabel(): {str(line.get_label()): tuple(map(list, line.get_data())) for line in panel.lines}  # type: ignore[misc]
@@ -119,7 +121,7 @@ def test_without_matplotlib_a_note_says_how_to_get_it(world: World, monkeypatch:
             self.texts.append(text)
 
     find = importlib.util.find_spec
-    monkeypatch.setattr(curves.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))  # type: ignore[attr-defined]
+    monkeypatch.setattr(plotting.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))  # type: ignore[attr-defined]
     notes = Notes()
     result = train(world.config(max_steps=1), notes)
     assert INSTALL in notes.texts

@@ -1,20 +1,18 @@
 """The picture of a run: loss, weighted margin, weighted accuracy and learning rate over the steps, as PNG and SVG.
 
-Made with matplotlib (extra `plots`), drawn in memory: no display, no pyplot, no style of the user's. The same records
-give the same SVG, byte for byte. Not for: the figures themselves (`metrics.py`).
+The same records give the same SVG, byte for byte. Not for: the figures themselves (`metrics.py`), or the style
+(`twdpo/plotting.py`).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twdpo.pipeline.train.metrics import Record
+from twdpo.plotting import BLUE, QUIET, VERMILION, has_matplotlib, picture_bytes, plain_style
 from twdpo.weights_cache.durable import write_file
 
 if TYPE_CHECKING:
@@ -24,31 +22,11 @@ if TYPE_CHECKING:
 PICTURES = ("curves.png", "curves.svg")
 INSTALL = "no curves were drawn, since matplotlib is not installed; pip install 'twdpo[plots]'"
 
-#: Blue and vermilion of Okabe and Ito's palette, which all kinds of colour vision tell apart, also in print.
-_TRAINING, _HELD_OUT = "#0072B2", "#D55E00"
-_INK, _QUIET, _GRID = "#222222", "#777777", "#E6E6E6"
+_TRAINING, _HELD_OUT = BLUE, VERMILION
 #: From so many points on a mean over a part of them is drawn, and the points themselves faintly.
 _SMOOTHED_FROM, _SMOOTHED_PART = 40, 25
 
 _MARGIN, _ACCURACY = "rewards/weighted_margins", "rewards/weighted_accuracies"
-
-_STYLE: Any = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 9.5,
-    "text.color": _INK,
-    "axes.edgecolor": "#BBBBBB",
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.7,
-    "xtick.color": _QUIET,
-    "ytick.color": _QUIET,
-    "svg.hashsalt": "twdpo",
-    "svg.fonttype": "path",
-}
 
 
 def write_curves(out: Path, records: Sequence[Record], *, title: str, best: int | None = None) -> bool:
@@ -56,28 +34,13 @@ def write_curves(out: Path, records: Sequence[Record], *, title: str, best: int 
 
     Raises StorageError.
     """
-    if importlib.util.find_spec("matplotlib") is None:
+    if not has_matplotlib():
         return False
-    with _plain_style():
+    with plain_style():
         figure = _figure(records, title, best)
         for name in PICTURES:
-            # Neither a date nor a version, so that the same figures give the same file.
-            metadata = {"Software": None} if name.endswith(".png") else {"Date": None, "Creator": None}
-            content = io.BytesIO()
-            figure.savefig(content, format=name.rpartition(".")[2], dpi=160, metadata=metadata)
-            write_file(out / name, content.getvalue())
+            write_file(out / name, picture_bytes(figure, name.rpartition(".")[2]))
     return True
-
-
-@contextmanager
-def _plain_style() -> Iterator[None]:
-    """matplotlib's own defaults with ours over them, whatever the user has set; put back afterwards."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
 
 
 def _figure(records: Sequence[Record], title: str, best: int | None) -> Figure:
@@ -90,17 +53,17 @@ def _figure(records: Sequence[Record], title: str, best: int | None) -> Figure:
     loss, margin, accuracy, rate = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
     figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.01, ha="left")
 
-    loss.axhline(math.log(2), color=_QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label="log 2: no preference learnt")
+    loss.axhline(math.log(2), color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label="log 2: no preference learnt")
     _curves(loss, training, heldout, "loss", best)
     loss.set_ylabel("loss")
-    margin.axhline(0.0, color=_QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    margin.axhline(0.0, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     _curves(margin, training, heldout, _MARGIN, best)
     margin.set_ylabel("weighted margin")
-    accuracy.axhline(0.5, color=_QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
+    accuracy.axhline(0.5, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
     _curves(accuracy, _decided(training), _decided(heldout), _ACCURACY, best)
     accuracy.set_ylabel("weighted accuracy")
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    rate.plot(*_points(training, "learning_rate"), color=_QUIET, linewidth=1.2)
+    rate.plot(*_points(training, "learning_rate"), color=QUIET, linewidth=1.2)
     rate.set_ylabel("rate")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     rate.set_ylim(bottom=0.0)
