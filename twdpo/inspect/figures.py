@@ -25,14 +25,14 @@ _BATCH = 128
 POSITIONS, FIRST_TOKENS = 20, 32
 #: Borders of the bins of weights, two to an octave; what is below the first or not below the last has a bin of its own.
 WEIGHT_EDGES = 2.0 ** (np.arange(39) / 2 - 10)
-AGREEMENT_EDGES = np.linspace(-1, 1, 41)
+AGREEMENT_EDGES = np.linspace(-1, 1, 81)
 VERDICT_EDGES = np.linspace(0, 1, 21)
 #: Pairs that are shown as points: those of the lowest hashes, so that order and chance play no part.
 SAMPLE = 1000
 #: Groups of pairs by margin, each of about as many; cut at the borders of fine bins, since a judge may use little of
 #: the scale. Bins of the effective share, from which its quartiles are read.
 MARGIN_GROUPS = 10
-_MARGIN_EDGES = np.linspace(-0.5, 0.5, 201)
+_MARGIN_EDGES = np.linspace(-0.5, 0.5, 501)
 _FINE = 500
 
 Doubles = npt.NDArray[np.float64]
@@ -54,16 +54,16 @@ class Figures:
     `WEIGHT_EDGES`, between them, and above; before the sink fix. effective: [L], mean over the answers of the
     exponential of the entropy as a share of the length.
 
-    class_tokens: [C], share of the tokens of each of `CLASSES`, and class_mass, class_weights: [2, L, C], their share
-    of the weight and their mean weight, before and after the sink fix; over the pairs with text.
+    class_tokens: [C], tokens of each of `CLASSES`, and class_mass, class_weights: [2, L, C], their share of the weight
+    and their mean weight, before and after the sink fix; over the pairs with text.
 
-    agreement: [2, 40], answers (chosen, rejected) by how well the two orders agree; agreement_means: [2].
+    agreement: [2, 80], answers (chosen, rejected) by how well the two orders agree; agreement_means: [2].
 
     margins, margin_effective: [at most 1000], judge's mean probability of the chosen answer less one half, and the
     effective share of the pair (mean of its answers, default layer), of a sample of the judged pairs.
-    margin_edges: [G + 1], at most 10 groups of all judged pairs by margin, about equally many in each: margin_counts
-    [G]; margin_effects: [G, 4], their mean, first quartile, median and third quartile of the effective share, quartiles
-    to within 0.002.
+    margin_edges: [G + 1], borders of at most 10 groups of all judged pairs by margin, about equally many in each;
+    margin_counts, margin_means: [G], the pairs and their mean margin; margin_effects: [G, 4], mean, first quartile,
+    median and third quartile of their effective share, quartiles to within 0.002.
 
     verdicts: [20, 20], judged pairs by probability of the chosen answer when first (rows) and when second (columns).
     """
@@ -81,7 +81,7 @@ class Figures:
     weight_tokens: Doubles
     weight_mass: Doubles
     effective: Doubles
-    class_tokens: Doubles
+    class_tokens: Counts
     class_mass: Doubles
     class_weights: Doubles
     agreement: Counts
@@ -90,6 +90,7 @@ class Figures:
     margin_effective: Doubles
     margin_edges: Doubles
     margin_counts: Counts
+    margin_means: Doubles
     margin_effects: Doubles
     verdicts: Counts
 
@@ -123,7 +124,7 @@ class _Sums:
         self.agreement_sums = np.zeros(2)
         self.sample = np.zeros((3, 0))
         self.margin_fine = np.zeros((len(_MARGIN_EDGES) - 1, _FINE), np.int64)
-        self.margin_sums = np.zeros(len(_MARGIN_EDGES) - 1)
+        self.margin_sums = np.zeros((2, len(_MARGIN_EDGES) - 1))
         self.verdicts = np.zeros((len(VERDICT_EDGES) - 1,) * 2, np.int64)
 
     def add(self, batch: Sequence[Example]) -> None:
@@ -169,7 +170,8 @@ class _Sums:
         margins = both.mean(axis=1) - 0.5
         bins = _binned(margins, _MARGIN_EDGES)
         np.add.at(self.margin_fine, (bins, np.minimum(effective * _FINE, _FINE - 1).astype(np.int64)), 1)
-        self.margin_sums += np.bincount(bins, weights=effective, minlength=len(self.margin_sums))
+        for place, values in enumerate((margins, effective)):
+            self.margin_sums[place] += np.bincount(bins, weights=values, minlength=len(_MARGIN_EDGES) - 1)
         # 52 bits of each hash, which are exact as a double.
         keys = [int(rows[index].example_hash[:13], 16) for index in known_pairs]
         points = np.concatenate([self.sample, np.array([keys, margins, effective], np.float64)], axis=1)
@@ -180,9 +182,8 @@ class _Sums:
         cuts = _equal_groups(self.margin_fine.sum(axis=1), MARGIN_GROUPS)
         groups = [self.margin_fine[a:b].sum(axis=0) for a, b in pairwise(cuts)]
         counts = np.array([group.sum() for group in groups], np.int64)
-        means = [
-            self.margin_sums[a:b].sum() / group.sum() for (a, b), group in zip(pairwise(cuts), groups, strict=True)
-        ]
+        sums = np.array([self.margin_sums[:, a:b].sum(axis=1) for a, b in pairwise(cuts)]).reshape(-1, 2)
+        margins, means = _ratio(sums.T, counts)
         quartiles = np.array([_quartiles(group) for group in groups]).reshape(-1, 3)
         return Figures(
             layers=self.layers,
@@ -198,7 +199,7 @@ class _Sums:
             weight_tokens=self.weights[0] / tokens,
             weight_mass=self.weights[1] / self.weights[1].sum(axis=1, keepdims=True),
             effective=self.effective / (2 * self.pairs),
-            class_tokens=_ratio(self.class_tokens, self.class_tokens.sum()),
+            class_tokens=self.class_tokens,
             class_mass=_ratio(self.class_mass, self.class_mass.sum(axis=2, keepdims=True)),
             class_weights=_ratio(self.class_mass, self.class_tokens),
             agreement=self.agreement,
@@ -207,6 +208,7 @@ class _Sums:
             margin_effective=self.sample[2],
             margin_edges=_MARGIN_EDGES[cuts],
             margin_counts=counts,
+            margin_means=margins,
             margin_effects=np.column_stack([means, quartiles]),
             verdicts=self.verdicts,
         )
@@ -235,7 +237,7 @@ def _sink_fixed(flat: Doubles, starts: Counts, lengths: Counts) -> Doubles:
     scale = np.divide(first + rest - mean, rest, out=np.zeros_like(rest), where=rest > 0)
     short = lengths < SINK_FIX_MIN_TOKENS
     scale[short] = 1.0
-    fixed = others * np.repeat(scale, lengths)
+    fixed: Doubles = others * np.repeat(scale, lengths)
     # All the weight on the first token: every token gets the mean.
     fixed += np.repeat(np.where((rest > 0) | short, 0.0, mean), lengths)
     fixed[starts] = np.where(short, first, mean)
@@ -251,16 +253,18 @@ def _effective_shares(flat: Doubles, starts: Counts, lengths: Counts) -> Doubles
 
 
 def _weight_bins(flat: Doubles) -> Counts:
-    """The number of the borders in `WEIGHT_EDGES` that each weight reaches, by its exponent: they are octaves' halves."""
+    """How many of `WEIGHT_EDGES` each weight reaches, read off its exponent, since they halve octaves."""
     mantissa, exponent = np.frexp(flat)
     halves = 2 * (exponent.astype(np.int64) - 1) + (mantissa >= math.sqrt(0.5))
     lowest = round(2 * math.log2(WEIGHT_EDGES[0]))
-    return np.where(flat > 0, np.clip(halves - lowest + 1, 0, len(WEIGHT_EDGES)), 0)
+    bins: Counts = np.where(flat > 0, np.clip(halves - lowest + 1, 0, len(WEIGHT_EDGES)), 0)
+    return bins
 
 
 def _binned(values: Doubles, edges: Doubles) -> Counts:
     """The bin of each value; what lies outside by rounding falls into the outermost."""
-    return np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    bins: Counts = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    return bins
 
 
 def _equal_groups(counts: Counts, groups: int) -> list[int]:
