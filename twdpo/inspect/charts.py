@@ -81,7 +81,7 @@ def _before_and_after(
     """Two panels with a line for each layer, and their height; means: [2, L, points], names: of the points."""
     layers = drawn.shown_layers(figures)
     low, high = drawn.log_range(means[:, list(layers)])
-    parts, top = _key([drawn.layer_name(figures, place) for place in layers], 36)
+    parts, top = _key([str(figures.layers[place]) for place in layers], heading="layer")
     down = _Scale(low=low, high=high, start=top + 140, end=top + 14, log=True)
     for fixed, (left, right) in enumerate(((_LEFT, 167.0), (179.0, _RIGHT))):
         across = _Scale(low=reach[0], high=reach[1], start=left, end=right)
@@ -105,7 +105,7 @@ def _before_and_after(
 def _token_classes(figures: Figures, caption: str) -> str:
     layers, order = drawn.shown_layers(figures), drawn.shown_classes(figures)[::-1]
     low, high = drawn.log_range(figures.class_weights[1, list(layers)][:, order])
-    parts, top = _key([drawn.layer_name(figures, place) for place in layers], 36)
+    parts, top = _key([str(figures.layers[place]) for place in layers], heading="layer")
     bottom = top + 22 + 19 * len(order)
     across = _Scale(low=low, high=high, start=96, end=226, log=True)
     parts += [
@@ -141,13 +141,15 @@ def _distribution(figures: Figures, caption: str) -> str:
     parts: list[str] = []
     bottom = 24.0
     for place in sorted(layers):
-        series, bottom = layers.index(place), bottom + 44
-        down = _Scale(low=0, high=most, start=bottom, end=bottom - 38)
-        parts.append(_rule(across(1), bottom - 40, across(1), bottom, "c-grid"))
+        series, bottom = layers.index(place), bottom + 50
+        down = _Scale(low=0, high=most, start=bottom, end=bottom - 34)
+        parts.append(_rule(across(1), bottom - 34, across(1), bottom, "c-grid"))
         parts.append(_stairs(shares[0][place], edges, across, down, f"c-area c-s{series}"))
         parts.append(_stairs(shares[1][place], edges, across, down, f"c-line c-s{series}"))
         parts.append(_rule(8, bottom, _RIGHT, bottom, "c-axis"))
-        parts.append(_text(8, bottom - 30, drawn.layer_name(figures, place), "c-value"))
+        parts.append(_text(8, bottom - 37, drawn.layer_name(figures, place), "c-value"))
+        effective = f"effective tokens {figures.effective[place]:.0%}"
+        parts.append(_text(_RIGHT, bottom - 37, effective, "c-label", "end"))
         for number, (start, end) in enumerate(pairwise(edges)):
             lines = [f"{drawn.layer_name(figures, place)}, weight {start:.3g} to {end:.3g}"]
             lines += [f"tokens: {shares[0][place, number]:.1%}", f"weight: {shares[1][place, number]:.1%}"]
@@ -165,7 +167,7 @@ def _order_agreement(figures: Figures, caption: str) -> str:
     shares = figures.agreement[:, bins] / np.maximum(counts, 1)[:, None]
     known = [side for side in range(2) if counts[side]]
     words = [f"{('chosen', 'rejected')[side]}, mean {figures.agreement_means[side]:.1%}" for side in known]
-    parts, top = _key(words, 36, known)
+    parts, top = _key(words, known)
     across = _Scale(low=edges[0], high=edges[-1], start=_LEFT, end=_RIGHT)
     down, axis = _share_axis(float(shares.max()), top + 4, top + 130)
     parts += axis
@@ -201,7 +203,7 @@ def _margin_effective(figures: Figures, caption: str) -> str:
         parts.append(_rule(x, down(low), x, down(high), "c-line c-s0"))
         parts.append(_dot(x, down(median), 4, 0))
         parts.append(_hover(x - 6, down(high) - 4, 12, down(low) - down(high) + 8, lines))
-    ticks = [place * _nice(reach / 2) for place in range(-2, 3)]
+    ticks = [place * _nice(reach / 3) for place in range(-2, 3)]
     parts += _bottom_axis(
         across, down.start, [(tick, f"{tick:+.3g}" if tick else "0") for tick in ticks if abs(tick) < reach]
     )
@@ -233,10 +235,9 @@ def _verdicts(figures: Figures, caption: str) -> str:
     parts.append(_rule(80, down(0.5), 240, down(0.5), "c-axis", ' stroke-dasharray="4 3"'))
     parts.append(_rule(across(0.5), 56, across(0.5), 216, "c-axis", ' stroke-dasharray="4 3"'))
     parts.append(_path([(80, 56), (80, 216), (240, 216)], "c-axis"))
-    corners = ((78, 48, "end"), (242, 48, "start"), (78, 240, "end"), (242, 240, "start"))
+    corners = ((156, 48, "end"), (164, 48, "start"), (156, 242, "end"), (164, 242, "start"))
     for (x, y, align), (name, share) in zip(corners, drawn.quadrants(figures).items(), strict=True):
-        near = x + 60 if align == "end" else x - 60
-        parts.append(_text(near, y, f"{name} {drawn.percent(share)}", "c-value", "middle"))
+        parts.append(_text(x, y, f"{name} {drawn.percent(share)}", "c-value", align))
     for tick in (0.0, 0.5, 1.0):
         parts.append(_text(74, down(tick) + 4, f"{tick:g}", "c-label", "end"))
         parts.append(_text(across(tick), 228, f"{tick:g}", "c-label", "middle"))
@@ -244,7 +245,7 @@ def _verdicts(figures: Figures, caption: str) -> str:
         "Pairs by the judge's probability of the chosen answer: upwards when it stands first, to the right when it "
         "stands second. Line: the same in both orders."
     )
-    return _figure("What the judge prefers in both orders", parts, 248, f"{note} {caption}")
+    return _figure("What the judge prefers in both orders", parts, 250, f"{note} {caption}")
 
 
 _CHARTS: dict[str, Callable[[Figures, str], str]] = {
@@ -267,22 +268,23 @@ def _figure(title: str, parts: Iterable[str], height: float, note: str) -> str:
     )
 
 
-def _key(names: Sequence[str], top: float, series: Sequence[int] | None = None) -> tuple[list[str], float]:
+def _key(names: Sequence[str], series: Sequence[int] | None = None, heading: str = "") -> tuple[list[str], float]:
     """A dot and the name of each series, in as many lines as they need, and where the last one ends."""
-    parts: list[str] = []
-    x = 8.0
+    parts = [_text(8, 36, heading, "c-label")] if heading else []
+    left = 8 + (6 + 6.2 * len(heading) if heading else 0.0)
+    x, y = left, 36.0
     for number, name in zip(series or range(len(names)), names, strict=True):
-        width = 22 + 6.2 * len(name)
-        if x + width > _WIDTH and x > 8:
-            x, top = 8.0, top + 15
-        parts += [_dot(x + 4, top - 4, 4, number), _text(x + 12, top, name, "c-value")]
+        width = 24 + 6.2 * len(name)
+        if x + width > _WIDTH and x > left:
+            x, y = left, y + 15
+        parts += [_dot(x + 4, y - 4, 4, number), _text(x + 12, y, name, "c-value")]
         x += width
-    return parts, top + 14
+    return parts, y + 14
 
 
 def _share_axis(most: float, top: float, bottom: float) -> tuple[_Scale, list[str]]:
     """An upright axis of shares from 0 to a little over `most`, with its grid."""
-    step = _nice(most / 4)
+    step = _nice(most / 5)
     steps = math.ceil(most / step - 1e-9)
     down = _Scale(low=0, high=step * steps, start=bottom, end=top)
     parts: list[str] = []
@@ -297,14 +299,17 @@ def _bottom_axis(across: _Scale, y: float, ticks: Iterable[tuple[float, str]]) -
     parts = [_rule(across.start, y, across.end, y, "c-axis")]
     for value, name in ticks:
         parts.append(_rule(across(value), y, across(value), y + 4, "c-axis"))
-        parts.append(_text(across(value), y + 16, name, "c-label", "middle"))
+        # Those at the ends stay within the axis.
+        anchor = "start" if value <= across.low else "end" if value >= across.high else "middle"
+        parts.append(_text(across(value), y + 16, name, "c-label", anchor))
     return parts
 
 
-def _nice(value: float) -> float:
-    """1, 2 or 5 times a power of ten that is not above `value`, or the next one below that."""
-    power = 10.0 ** math.floor(math.log10(value))
-    return float(f"{max(factor for factor in (1, 2, 5) if factor * power <= value * (1 + 1e-9)) * power:.0e}")
+def _nice(least: float) -> float:
+    """The smallest of 1, 2 and 5 times a power of ten that is not below `least`."""
+    power = math.floor(math.log10(least))
+    factor = next(factor for factor in (1, 2, 5, 10) if factor * 10.0**power >= least * (1 - 1e-9))
+    return float(f"{factor}e{power}")
 
 
 def _text(x: float, y: float, content: str, style: str, anchor: str = "start") -> str:

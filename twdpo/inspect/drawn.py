@@ -75,10 +75,10 @@ def quadrants(figures: Figures) -> dict[str, float]:
     half = len(figures.verdicts) // 2
     first, second = figures.verdicts[half:], figures.verdicts[:half]
     counts = {
-        "twice the first answer": first[:, :half].sum(),
-        "twice the chosen": first[:, half:].sum(),
-        "twice the rejected": second[:, :half].sum(),
-        "twice the second answer": second[:, half:].sum(),
+        "first twice": first[:, :half].sum(),
+        "chosen twice": first[:, half:].sum(),
+        "rejected twice": second[:, :half].sum(),
+        "second twice": second[:, half:].sum(),
     }
     return {name: float(count) / figures.judged for name, count in counts.items()}
 

@@ -95,7 +95,8 @@ def _characters(text: str) -> Codes:
     inside = apostrophes[(kinds[apostrophes - 1] == _CONTENT) & (kinds[apostrophes + 1] == _CONTENT)]
     kinds[inside] = _CONTENT
     for start, end in _function_words(text):
-        if end == len(text) or not extends[end]:
+        # Next to an accent or a joiner it is a part of another word.
+        if not extends[max(0, start - 1) : end + 1].any():
             kinds[start:end] = _FUNCTION
     solid = kinds != _SPACE
     for code, spans in ((_CODE, _code(text)), (_SPECIAL, (match.span() for match in _SPECIALS.finditer(text)))):
