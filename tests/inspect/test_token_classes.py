@@ -148,7 +148,7 @@ def test_long_and_hostile_texts_take_no_time(text: str) -> None:
     assert time.perf_counter() - began < 10
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(text=texts, data=st.data())
 def test_every_token_has_the_class_that_reading_by_character_gives(text: str, data: st.DataObject) -> None:
     places = st.integers(0, len(text))

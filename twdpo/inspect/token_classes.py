@@ -94,10 +94,10 @@ def _characters(text: str) -> Codes:
     apostrophes = np.flatnonzero((points[1:-1] == 0x27) | (points[1:-1] == 0x2019)) + 1
     inside = apostrophes[(kinds[apostrophes - 1] == _CONTENT) & (kinds[apostrophes + 1] == _CONTENT)]
     kinds[inside] = _CONTENT
-    for start, end in _function_words(text):
-        # Next to an accent or a joiner it is a part of another word.
+    for start, part, end in _function_words(text):
+        # Next to an accent or a joiner it is a piece of another word.
         if not extends[max(0, start - 1) : end + 1].any():
-            kinds[start:end] = _FUNCTION
+            kinds[part:end] = _FUNCTION
     solid = kinds != _SPACE
     for code, spans in ((_CODE, _code(text)), (_SPECIAL, (match.span() for match in _SPECIALS.finditer(text)))):
         for start, end in spans:
@@ -117,14 +117,15 @@ def _kind(point: int) -> int:
     return {"L": _CONTENT, "N": _DIGITS}.get(category[0], _PUNCTUATION)
 
 
-def _function_words(text: str) -> Iterator[Span]:
+def _function_words(text: str) -> Iterator[tuple[int, int, int]]:
+    """Where each word begins that is one or ends in a contraction, where that part of it begins, and where it ends."""
     for match in _WORD.finditer(text):
         start, end = match.span()
         word = match[0].lower()
         if word in FUNCTION_WORDS:
-            yield start, end
+            yield start, start, end
         elif "'" in word or "’" in word:
-            yield start + _content_part(word.replace("’", "'")), end
+            yield start, start + _content_part(word.replace("’", "'")), end
 
 
 @lru_cache(maxsize=1 << 12)
