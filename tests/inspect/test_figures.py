@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.inspect.drawable import make_example
 from tests.weights_cache.samples import LAYERS, make_row, make_side
 from twdpo.errors import CacheError
 from twdpo.inspect import figures as module
 from twdpo.inspect.examples import Example
 from twdpo.inspect.figures import WEIGHT_EDGES, Figures, gather_figures
 from twdpo.inspect.token_classes import CLASSES, classify
-from twdpo.preferences import Message, Pair
 from twdpo.weights_cache import SideWeights, WeightRow
 from twdpo.weights_cache.statistics import effective_tokens
 from twdpo.weights_cache.transforms import sink_fix
@@ -27,31 +27,21 @@ from twdpo.weights_cache.transforms import sink_fix
 DEFAULT = LAYERS[1]
 
 
-def make_example(number: int, *, text: bool = True) -> Example:
-    """Example `number`: the same whenever it is made; every fifth has no verdict, every seventh no agreement."""
-    row = make_row(number, text=True)
-    assert row.prompt is not None
-    assert row.chosen_text is not None
-    assert row.rejected_text is not None
-    pair = Pair(
-        prompt=tuple(Message(role=role, content=content) for role, content in row.prompt),
-        chosen=row.chosen_text,
-        rejected=row.rejected_text,
-    )
-    row = replace(
-        row, prompt=None, chosen_text=None, rejected_text=None, order_agreement_chosen=(number % 201) / 100 - 1
-    )
+def make_partial(number: int) -> Example:
+    """Example `number`: every fourth has no text, every fifth no verdict, every seventh half of the agreement."""
+    example = make_example(number, text=number % 4 != 0)
+    row = example.row
     if number % 5 == 0:
         row = replace(row, judge_prob_rc=math.nan)
-    if number % 7:
-        row = replace(row, order_agreement_rejected=1 - 1 / (1 + number))
-    return Example(row=row, pair=pair if text else None)
+    if number % 7 == 0:
+        row = replace(row, order_agreement_rejected=math.nan)
+    return replace(example, row=row)
 
 
 @pytest.fixture(scope="module")
 def examples() -> list[Example]:
     """Pairs of many lengths, some without a text, one of single tokens, one with all its weight on the first token."""
-    made = [make_example(number, text=number % 4 != 0) for number in range(60)]
+    made = [make_partial(number) for number in range(60)]
     one_hot = {layer: np.array([6, 0, 0, 0, 0, 0], np.float32) for layer in LAYERS}
     side = SideWeights(starts=np.arange(6, dtype=np.int32), ends=np.arange(1, 7, dtype=np.int32), weights=one_hot)
     single = make_side(np.random.default_rng(0), 1)

@@ -93,12 +93,15 @@ def _before_and_after(
         parts.append(_rule(left, down(1), right, down(1), "c-axis", ' stroke-dasharray="4 3"'))
         parts += _bottom_axis(across, down.start, ticks)
         for series, place in reversed(list(enumerate(layers))):
-            points = [(across(at), down(value)) for at, value in zip(x, means[fixed, place], strict=True)]
+            values = zip(x, means[fixed, place].tolist(), strict=True)
+            points = [(across(at), down(value)) for at, value in values if not math.isnan(value)]
             parts.append(_path(points, f"c-line c-s{series}", "" if series == 0 else ' stroke-opacity="0.7"'))
         step = (right - left) / len(x)
         for number, name in enumerate(names):
-            values = [f"{drawn.layer_name(figures, p)}: {means[fixed, p, number]:.2f}" for p in layers]
-            parts.append(_hover(left + number * step, down.end, step, 126, [f"{name}, {_FIXES[fixed]}", *values]))
+            lines = [f"{drawn.layer_name(figures, p)}: {means[fixed, p, number]:.2f}" for p in layers]
+            # Answers shorter than the parts are many leave some parts without a token.
+            if not np.isnan(means[fixed, 0, number]):
+                parts.append(_hover(left + number * step, down.end, step, 126, [f"{name}, {_FIXES[fixed]}", *lines]))
     return parts, down.start + 20
 
 

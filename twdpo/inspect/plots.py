@@ -30,6 +30,7 @@ from twdpo.plotting import (
     has_matplotlib,
     picture_bytes,
     plain_style,
+    settle,
 )
 from twdpo.weights_cache.durable import make_folder, write_file
 from twdpo.weights_cache.picture import visible
@@ -66,6 +67,7 @@ def write_plots(figures: Figures, folder: Path, title: str) -> list[Path]:
         for name, draw in _PLOTS.items():
             if name not in missing:
                 figure = draw(figures, visible(title))
+                settle(figure)
                 for kind in ("png", "svg"):
                     paths.append(folder / f"{name}.{kind}")
                     write_file(paths[-1], picture_bytes(figure, kind))
@@ -126,7 +128,11 @@ def _before_and_after(figure: Figure, figures: Figures, x: Any, means: Doubles, 
         axes.set_title(name, loc="left", fontsize=9.5)
         axes.set_xlabel(label)
     panels[0].set_ylabel("mean weight (1 = even)")
-    _end_labels(panels[1], [means[1, place, -1] for place in layers], [drawn.layer_name(figures, p) for p in layers])
+    _end_labels(
+        panels[1],
+        [means[1, place][~np.isnan(means[1, place])][-1] for place in layers],
+        [drawn.layer_name(figures, p) for p in layers],
+    )
 
 
 def _token_classes(figures: Figures, about: str) -> Figure:
