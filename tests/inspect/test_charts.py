@@ -11,8 +11,9 @@ import pytest
 from tests.inspect.drawable import ODD, full
 from tests.weights_cache.samples import LAYERS
 from twdpo.inspect import drawn
-from twdpo.inspect.charts import _nice, charts
+from twdpo.inspect.charts import charts
 from twdpo.inspect.figures import Figures
+from twdpo.inspect.svg import nice
 from twdpo.inspect.token_classes import CLASSES
 
 TITLES = [
@@ -133,8 +134,8 @@ def test_lines_lie_where_their_values_are(figures: Figures) -> None:
 
 
 @pytest.mark.parametrize(
-    ("least", "nice"),
+    ("least", "step"),
     [(1, 1), (1.01, 2), (0.0163, 0.02), (0.3, 0.5), (0.0051, 0.01), (70, 100), (0.2, 0.2), (1e-5, 1e-5)],
 )
-def test_steps_of_an_axis_are_round(least: float, nice: float) -> None:
-    assert _nice(least) == nice
+def test_steps_of_an_axis_are_round(least: float, step: float) -> None:
+    assert nice(least) == step

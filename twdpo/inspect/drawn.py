@@ -45,9 +45,13 @@ def shown_classes(figures: Figures) -> Counts:
 
 
 def weight_bins(figures: Figures) -> tuple[slice, Doubles]:
-    """The bins of weights that any shown layer uses, and their borders; an open bin is drawn as wide as the others."""
+    """The bins of weights from the first to the last that a shown layer uses, and those from 1/4 to 4; their borders.
+
+    An open bin is drawn as wide as the others.
+    """
     used = np.flatnonzero(figures.weight_tokens[list(shown_layers(figures))].sum(axis=0) > 0)
-    first, last = int(used[0]), int(used[-1]) + 1
+    near = np.searchsorted(WEIGHT_EDGES, (1 / 4, 4.0)) + 1
+    first, last = min(int(used[0]), int(near[0])), max(int(used[-1]) + 1, int(near[1]))
     step = WEIGHT_EDGES[1] / WEIGHT_EDGES[0]
     borders = np.concatenate([[WEIGHT_EDGES[0] / step], WEIGHT_EDGES, [WEIGHT_EDGES[-1] * step]])
     return slice(first, last), borders[first : last + 1]
@@ -93,6 +97,11 @@ def power(value: float) -> str:
     return f"1/{1 / value:g}" if value < 1 else f"{value:g}"
 
 
+def many(count: int, name: str) -> str:
+    """So many of what is called `name`."""
+    return f"{count:,} {name}{'s' * (count != 1)}"
+
+
 def percent(share: float) -> str:
     """A share in percent, with a digit after the point where it is small."""
     return f"{share:.0%}" if share >= 0.0995 or share == 0 else f"{share:.1%}" if share >= 0.0005 else "< 0.1%"
@@ -102,13 +111,13 @@ def caption(figures: Figures) -> str:
     """What a figure is counted over."""
     several = len(figures.layers) - len(shown_layers(figures))
     rest = f"; {len(shown_layers(figures))} of {len(figures.layers)} layers" if several else ""
-    return f"{figures.pairs:,} pairs, {figures.tokens:,} judged tokens{rest}"
+    return f"{many(figures.pairs, 'pair')}, {many(figures.tokens, 'judged token')}{rest}"
 
 
 def log_range(values: Doubles) -> tuple[float, float]:
-    """The range of a logarithmic axis for mean weights and 1; zeros are left out."""
+    """The range of a logarithmic axis for mean weights, at least from 1/2 to 2; zeros are left out."""
     known = values[np.isfinite(values) & (values > 0)]
-    low, high = min(1.0, float(known.min(initial=1.0))), max(1.0, float(known.max(initial=1.0)))
+    low, high = float(known.min(initial=2**-0.5)), float(known.max(initial=2**0.5))
     low, high = math.floor(2 * math.log2(low) - 0.3) / 2, math.ceil(2 * math.log2(high) + 0.3) / 2
     return 2.0**low, 2.0**high
 

@@ -105,13 +105,13 @@ def _position(figures: Figures, about: str) -> Figure:
 def _first_tokens(figures: Figures, about: str) -> Figure:
     counts = figures.first_counts
     shown = int(np.count_nonzero(counts))
-    caption = f"{drawn.caption(figures)}; {counts[shown - 1]:,} answers have {shown} tokens or more"
+    caption = f"{drawn.caption(figures)}; number {shown}: {drawn.many(int(counts[shown - 1]), 'answer')}"
     figure = _sheet(4.3, f"Mean weight of the first {FIRST_TOKENS} tokens", about, caption)
     means = figures.first_tokens[..., :shown]
     _before_and_after(figure, figures, np.arange(1, shown + 1), means, "number of the token in the answer")
     for axes in figure.axes:
         axes.set_xlim(0.3, shown + 0.7)
-        axes.set_xticks([1, *range(8, shown + 1, 8)])
+        axes.set_xticks([1, *range(8, shown + 1, 8)] if shown >= 8 else range(1, shown + 1))
     return figure
 
 
@@ -136,7 +136,7 @@ def _before_and_after(figure: Figure, figures: Figures, x: Any, means: Doubles, 
 
 
 def _token_classes(figures: Figures, about: str) -> Figure:
-    caption = f"{drawn.caption(figures)}; {figures.with_text:,} pairs with text; function words: English"
+    caption = f"{drawn.caption(figures)}; {drawn.many(figures.with_text, 'pair')} with text; function words: English"
     figure = _sheet(4.6, "Weight by class of token, after the sink fix", about, caption)
     order, layers = drawn.shown_classes(figures), drawn.shown_layers(figures)
     means, shares = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
@@ -192,6 +192,8 @@ def _distribution(figures: Figures, about: str) -> Figure:
         effective = f"effective tokens {figures.effective[place]:.0%} of the length"
         axes.text(0.992, 0.94, effective, ha="right", fontsize=8.5, color=QUIET, **corner)
     panels[0].legend(ncols=2, **_KEY)
+    # Room for the names above the bars.
+    panels[0].set_ylim(0, 1.25 * panels[0].get_ylim()[1])
     _log_axis(panels[-1], "x", edges[0], edges[-1])
     panels[-1].set_xlabel("weight (1 = even)")
     figure.supylabel("share (%)", fontsize=9.5)
@@ -221,7 +223,8 @@ def _order_agreement(figures: Figures, about: str) -> Figure:
 def _margin_effective(figures: Figures, about: str) -> Figure:
     dots = "" if len(figures.margins) == figures.judged else f", {len(figures.margins):,} of them drawn"
     caption = (
-        f"{figures.judged:,} judged pairs{dots}; {len(figures.margin_counts)} groups by margin, about as many in each"
+        f"{drawn.many(figures.judged, 'judged pair')}{dots}; "
+        f"{drawn.many(len(figures.margin_counts), 'group')} by margin, about as many pairs in each"
     )
     figure = _sheet(4.3, f"Judge's margin and effective tokens, layer {figures.default_layer}", about, caption)
     axes = figure.subplots()
@@ -245,7 +248,7 @@ def _verdicts(figures: Figures, about: str) -> Figure:
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.ticker import MaxNLocator
 
-    caption = f"{figures.judged:,} judged pairs; white: none; dotted: the same probability in both orders"
+    caption = f"{drawn.many(figures.judged, 'judged pair')}; white: none; dotted: the same probability in both orders"
     figure = _sheet(5.8, "What the judge prefers in both orders", about, caption, width=6.8)
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("twdpo", ["#CFE4F3", BLUE, "#00243D"])
