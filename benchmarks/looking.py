@@ -25,7 +25,15 @@ import pyarrow as pa
 from machine import describe
 
 from twdpo.weights_cache import Manifest, Recipe, round_mantissa
-from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, offset_columns, shard_metadata, weights_column, weights_schema
+from twdpo.weights_cache.schema import (
+    FLOATS,
+    KEY,
+    SIDES,
+    offset_columns,
+    shard_metadata,
+    weights_column,
+    weights_schema,
+)
 from twdpo.weights_cache.shards import write_shard
 
 LAYERS = (0, 6, 14, 21, 29)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from twdpo.errors import CacheError, DataError, UsageError
 from twdpo.preferences import Message, Pair, Source, load, parse_row, resolve
-from twdpo.weights_cache import WeightRow, WeightsCache
+from twdpo.weights_cache import Manifest, WeightRow, WeightsCache
 from twdpo.weights_cache.card import fits
 from twdpo.weights_cache.transforms import parse_attn_source
 
@@ -48,17 +48,26 @@ def find_example(cache: WeightsCache, which: str, *, dataset: str | None = None,
     return Example(row=row, pair=_find_pair(cache, row, number, dataset, split), number=number)
 
 
-def default_layers(cache: WeightsCache, source: str | None = None) -> tuple[int, ...]:
+def default_layers(manifest: Manifest, source: str | None = None) -> tuple[int, ...]:
     """The layers that `source` names (`29`, `mean`, `mean:7,15`, `last`); None for the cache's own default.
 
     That is what stage two takes where nothing else is said, or the deepest stored layer. Raises UsageError.
     """
-    stored = cache.recipe.layers
+    stored = manifest.recipe.layers
     if source is not None:
         return parse_attn_source(source, stored, option="--layer")
     with suppress(UsageError):
-        return parse_attn_source(str(cache.manifest.defaults.get("attn_source", "last")), stored)
+        return parse_attn_source(str(manifest.defaults.get("attn_source", "last")), stored)
     return stored[-1:]
+
+
+def open_for(folder: Path | str, source: str | None = None, *, text: bool) -> WeightsCache:
+    """The cache in `folder`, open for the layers of `source` alone (see `default_layers`).
+
+    Raises UsageError, and what opening a cache raises.
+    """
+    layers = default_layers(Manifest.load(Path(folder)), source)
+    return WeightsCache.open(folder, layers=layers, text=text)
 
 
 def card_example(folder: Path) -> Pair | None:

@@ -50,7 +50,7 @@ def shaded_text(
     one, with their heaviest weight; characters that no token covers stand dimmed. A line feed that has weight is
     shown by a sign.
     """
-    text = Text(end="")
+    text = Text()
     for piece in segments(answer, weights, starts, ends):
         if piece.first == piece.last:
             text.append(visible(piece.text), style="dim" if color else "")
@@ -61,9 +61,9 @@ def shaded_text(
         if level:
             shown = shown.replace("\n", f"{LINE_FEED}\n")
         if not color and after:
-            # The closing mark goes with what it closes, not onto the next line.
-            inner = shown.removesuffix("\n")
-            shown = f"{before}{inner}{after}{shown[len(inner) :]}"
+            # The marks stay with what they enclose where a line is broken.
+            inner = shown.strip(" ").removesuffix("\n") or shown.removesuffix("\n")
+            shown = shown.replace(inner, f"{before}{inner}{after}", 1)
         text.append(shown, style=style if color else "")
     return text
 

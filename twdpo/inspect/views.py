@@ -98,7 +98,7 @@ def verdict(row: WeightRow) -> str:
     cr, rc = row.judge_prob_cr, row.judge_prob_rc
     if math.isnan(cr + rc):
         return "no judge"
-    told = {2: "right in both orders", 0: "wrong in both orders", 1: "its verdict turns with the order"}
+    told = {2: "right in both orders", 0: "wrong in both orders", 1: "the verdict flips"}
     return f"P(chosen) {cr:.2f} when first, {rc:.2f} when second: {told[(cr > 0.5) + (rc > 0.5)]}"
 
 

@@ -192,9 +192,7 @@ class ShardIndex:
             self._blocks.popitem(last=False)
         return block
 
-    def read_ahead(
-        self, units: Iterable[int], span: int = 1, columns: Sequence[str] | None = None
-    ) -> Iterator[Block]:
+    def read_ahead(self, units: Iterable[int], span: int = 1, columns: Sequence[str] | None = None) -> Iterator[Block]:
         """Decode units of `span` row groups in turn, none of them kept, ahead of their use; see `decode`."""
         with ThreadPoolExecutor(DECODERS) as decoders:
             ahead: deque[Future[Decoded]] = deque()

@@ -90,9 +90,9 @@ def summarize(cache: WeightsCache, layers: int | Sequence[int] | None = None) ->
             share = _effective(flat, starts) / lengths
             shares.add(share)
             sides.add({"effective_share": share, **_first_weights(flat, starts, lengths)})
-            sums, tokens = _deciles(flat, starts, lengths)
-            decile_sums += sums
-            decile_counts += tokens
+            tenths = (np.arange(len(flat)) - np.repeat(starts, lengths)) * 10 // np.repeat(lengths, lengths)
+            decile_sums += np.bincount(tenths, weights=flat, minlength=10)
+            decile_counts += np.bincount(tenths, minlength=10)
     pairs, tokens, truncated = counts.tolist()
     if not pairs:
         raise CacheError(f"{cache.folder} holds no pairs yet; run twdpo annotate first")
@@ -201,14 +201,6 @@ def _first_weights(flat: Doubles, starts: npt.NDArray[np.int64], lengths: npt.ND
     first = flat[starts]
     mean = np.add.reduceat(flat, starts) / lengths
     return {"first_weight": first, "first_weight_fixed": np.where(lengths < SINK_FIX_MIN_TOKENS, first, mean)}
-
-
-def _deciles(
-    flat: Doubles, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]
-) -> tuple[Doubles, npt.NDArray[np.int64]]:
-    """The sum of weights by tenth of the answers, and how many tokens lie in each: [10] both."""
-    tenths = (np.arange(len(flat)) - np.repeat(starts, lengths)) * 10 // np.repeat(lengths, lengths)
-    return np.bincount(tenths, weights=flat, minlength=10), np.bincount(tenths, minlength=10)
 
 
 def _effective(flat: Doubles, starts: npt.NDArray[np.int64]) -> Doubles:
