@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
 from twdpo.errors import CacheError, DataError, UsageError
 from twdpo.preferences import Message, Pair, Source, load, parse_row, resolve
 from twdpo.weights_cache import Manifest, WeightRow, WeightsCache
@@ -44,7 +46,7 @@ def find_example(cache: WeightsCache, which: str, *, dataset: str | None = None,
     if split is not None and dataset is None:
         raise UsageError(f"--split {split} is of no data set; name it with --dataset")
     number = _find_number(cache, which)
-    row = next(cache.rows(number))
+    [row] = cache.rows_at(np.array([number]))
     return Example(row=row, pair=_find_pair(cache, row, number, dataset, split), number=number)
 
 

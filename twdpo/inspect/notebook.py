@@ -184,7 +184,8 @@ def _legend() -> str:
         f"<span style='{_shade(weight)};padding:0 8px'>{weight:g}{'+' if weight == _FULL else ''}</span>"
         for weight in _LEGEND
     )
-    return f"<div style='{_QUIET};margin-top:8px;display:flex;gap:4px;flex-wrap:wrap'>weight (mean 1): {boxes}</div>"
+    label = f"<span style='{_QUIET}'>weight (mean 1):</span>"
+    return f"<div style='font-size:12.5px;margin-top:8px;display:flex;gap:4px;flex-wrap:wrap'>{label}{boxes}</div>"
 
 
 def _shade(weight: float) -> str:

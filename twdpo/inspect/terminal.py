@@ -50,7 +50,7 @@ def shaded_text(
     one, with their heaviest weight; characters that no token covers stand dimmed. A line feed that has weight is
     shown by a sign.
     """
-    text = Text()
+    text = Text(overflow="fold")
     for piece in segments(answer, weights, starts, ends):
         if piece.first == piece.last:
             text.append(visible(piece.text), style="dim" if color else "")
@@ -92,7 +92,7 @@ class SideBySide:
             return
         table = Table(show_header=False, expand=True, box=None, padding=(0, 1))
         for _ in self._panels:
-            table.add_column(ratio=1)
+            table.add_column(ratio=1, overflow="fold")
         table.add_row(*self._panels)
         yield table
 
@@ -112,7 +112,7 @@ def pair_view(
         for name, text, note in (("chosen", chosen, notes[0]), ("rejected", rejected, notes[1]))
     ]
     heading = Text(title, style="bold" if color else "") if isinstance(title, str) else title
-    return Group(heading, Text(visible(question)), SideBySide(panels))
+    return Group(heading, Text(visible(question), overflow="fold"), SideBySide(panels))
 
 
 def answer_panel(name: str, text: RenderableType, note: RenderableType = "", *, color: bool = True) -> Panel:

@@ -19,6 +19,7 @@ from twdpo.inspect.examples import Example
 from twdpo.inspect.segments import token_name
 from twdpo.inspect.terminal import SideBySide, answer_panel, legend, pair_view, shaded_text
 from twdpo.weights_cache import SideWeights, WeightRow
+from twdpo.weights_cache.picture import visible
 from twdpo.weights_cache.schema import SIDES
 from twdpo.weights_cache.statistics import effective_tokens
 from twdpo.weights_cache.transforms import select, sink_fix, source_name
@@ -70,7 +71,7 @@ def orders_view(
     """
     kind = "sink-fixed" if sink_fixed else "raw"
     title = _title(example, f"{source_name(layers)}, {kind} weights of each order, judged again", color=color)
-    parts: list[RenderableType] = [title, Text(_question(example))]
+    parts: list[RenderableType] = [title, Text(visible(_question(example)), overflow="fold")]
     for name, both in zip(SIDES, orders, strict=True):
         text = "" if example.pair is None else getattr(example.pair, name)
         places = ("first", "second") if name == "chosen" else ("second", "first")
