@@ -180,7 +180,7 @@ def summary_rows(
     rows: dict[str, Any] = {
         "pairs": f"{summary.pairs:,}" + (f", {rejected:,} left out" if rejected is not None else ""),
         "judged tokens": f"{summary.tokens:,}, {summary.tokens / summary.pairs:,.0f} a pair",
-        "truncated": f"{summary.truncated:,} pairs, {summary.truncated / summary.pairs:.1%}",
+        "truncated": f"{summary.truncated:,} ({summary.truncated / summary.pairs:.1%})",
     }
     if manifest is not None:
         rows |= _made_of(manifest)
