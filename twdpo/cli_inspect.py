@@ -62,7 +62,7 @@ def _summary(opened: WeightsCache, *, as_json: bool) -> None:
     summary, rejected = summarize(opened, opened.layers), len(read_rejects(opened.folder))
     out = console.stdout()
     if as_json:
-        out.print_json(json.dumps(results.summary_json(summary, opened.manifest, rejected)))
+        out.print_json(json.dumps(results.summary_json(summary, opened.manifest, rejected)), ensure_ascii=True)
     else:
         out.print(results.table(results.summary_rows(summary, opened.manifest, rejected)))
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.inspect.samples import make_pair, write_cache
 from tests.weights_cache.samples import LAYERS, RECIPE, make_side
-from twdpo.errors import DataError, UsageError
+from twdpo.errors import CacheError, DataError, UsageError
 from twdpo.inspect.examples import card_example, default_layers, find_example
 from twdpo.preferences import Pair, load, resolve
 from twdpo.weights_cache import CacheWriter, Manifest, WeightRow, WeightsCache
@@ -143,3 +143,12 @@ def test_layers_by_their_names_and_by_default() -> None:
         default_layers(manifest, "7")
     with pytest.raises(UsageError, match="--layer 'deep' is not understood"):
         default_layers(manifest, "deep")
+
+
+def test_an_empty_cache_is_said(tmp_path: Path) -> None:
+    with CacheWriter.open(tmp_path, RECIPE):
+        pass
+    with WeightsCache.open(tmp_path) as cache:
+        for which in ("0", "random", "abcdef"):
+            with pytest.raises(CacheError, match="holds no pairs yet; run twdpo annotate first"):
+                find_example(cache, which)

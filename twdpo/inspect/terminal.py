@@ -19,13 +19,13 @@ from twdpo.inspect.segments import LINE_FEED, segments
 from twdpo.weights_cache.picture import visible
 
 #: Weight from which each shade starts, its style, and the marks that stand for it where there is no colour.
-#: Dark text on a light ground in each, so that they read alike on dark and light terminals.
+#: Dark text on grounds of about one brightness that grow in colour: they read alike on dark and light terminals.
 SHADES = (
     (0.0, "", ("", "")),
-    (0.75, "black on #fff1c9", ("", "")),
-    (1.5, "black on #ffd97a", ("‹", "›")),
-    (3.0, "black on #ffb347", ("«", "»")),
-    (6.0, "bold black on #ff7f3f", ("⟪", "⟫")),
+    (0.75, "black on #d8cdb4", ("", "")),
+    (1.5, "black on #e8c170", ("‹", "›")),
+    (3.0, "black on #f2a044", ("«", "»")),
+    (6.0, "bold black on #ff6f2e", ("⟪", "⟫")),
 )
 #: Below so many columns two answers do not fit beside each other.
 NARROW = 70
