@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import TerminalTheme
 
-from twdpo.inspect.examples import example_view, find_example
+from twdpo.inspect.examples import find_example
+from twdpo.inspect.views import example_view
 from twdpo.weights_cache import WeightsCache
 
 #: Echolocation, not heat vision: a short pair with a plain error.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -201,20 +202,101 @@ def test_flags_win_over_the_file_and_the_result_says_what_was_used(
     assert main(["annotate", "--config", "weights_cache/annotate.yaml"]) == 0
 
 
-def test_inspect(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def marks_gone(shown: str) -> str:
+    """The text of a pair drawn without colour."""
+    return shown.translate(str.maketrans("", "", "‹›«»⟪⟫"))
+
+
+def test_inspect_sums_a_cache_up_on_one_screen(
+    annotated: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert main(["inspect", "weights_cache"]) == 0
-    assert "judge prefers chosen" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 23
+    assert max(map(len, lines)) <= 80
+    shown = " ".join(" ".join(lines).split())
+    for text in (
+        "judge prefers chosen",
+        "verdict flips",
+        "pairs.jsonl",
+        "tiny at ",
+        "float32, up to 512 tokens",
+        "layer 3",
+    ):
+        assert text in shown, text
+    assert main(["inspect", "weights_cache", "--layer", "mean:1,2"]) == 0
+    assert "mean of layers 1, 2" in capsys.readouterr().out
+    for arguments, message in [
+        (["--layer", "9"], "--layer 9: layer 9 is not in the cache, which holds 0, 1, 2, 3"),
+        (["--layer", "deep"], "--layer 'deep' is not understood"),
+        (["--orders"], "--orders needs --example"),
+    ]:
+        assert main(["inspect", "weights_cache", *arguments]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_inspect_as_json(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "weights_cache", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["pairs"] == 6
+    summary = json.loads(capsys.readouterr().out)
+    assert (summary["pairs"], summary["rejected"], summary["layers"]) == (6, 0, [3])
+    assert summary["recipe"]["judge_model"] == "tiny"
+    assert summary["sources"][0]["name"] == "pairs.jsonl"
+    assert summary["both_right"] + summary["both_wrong"] + summary["verdict_flips"] == pytest.approx(1)
+    assert len(summary["deciles"]) == 10
+
+
+def test_inspect_shows_a_pair(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "weights_cache", "--example", "2", "--layer", "1"]) == 0
-    assert "The number is 2." in "".join(capsys.readouterr().out.translate(str.maketrans("", "", "‹›«»⟪⟫")))
+    shown = capsys.readouterr().out
+    assert "The number is 2." in marks_gone(shown)
+    assert "layer 1, raw weights" in shown
+    key = shown.split()[2]
+    assert main(["inspect", "weights_cache", "--example", key, "--sink-fix", "--layer", "last"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"pair 2  {key}")
+    assert "layer 3, sink-fixed weights" in shown
     assert main(["inspect", "weights_cache", "--example", "6"]) == 2
     assert "the cache holds 6 pairs, 0 to 5" in capsys.readouterr().err
     assert main(["inspect", "weights_cache", "--example", "zz"]) == 2
-    (annotated / "pairs.jsonl").unlink()
+    (annotated / "pairs.jsonl").rename(annotated / "elsewhere.jsonl")
     capsys.readouterr()
-    assert main(["inspect", "weights_cache", "--example", "random"]) == 1
-    assert "pass it with --dataset" in capsys.readouterr().err
+    assert main(["inspect", "weights_cache", "--example", "random"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "pass --dataset" in shown
+    assert "characters 0–" in shown
+    assert main(["inspect", "weights_cache", "--example", "2", "--dataset", "elsewhere.jsonl"]) == 0
+    assert "The number is 2." in marks_gone(capsys.readouterr().out)
+    assert main(["inspect", "weights_cache", "--example", "2", "--orders"]) == 1
+    assert "--orders needs the texts of the pair" in capsys.readouterr().err
+
+
+def test_inspect_judges_a_pair_again(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "weights_cache", "--example", "1", "--orders", "--device", "cpu"]) == 0
+    shown = " ".join(marks_gone(capsys.readouterr().out).split())
+    assert "chosen, read first" in shown
+    assert "rejected, read first" in shown
+    differences = re.findall(r"differs from the cache by at most (\S+)", shown)
+    assert len(differences) == 2
+    assert all(float(difference) < 2**-10 for difference in differences)
+    (annotated / "tiny").unlink()
+    assert main(["inspect", "weights_cache", "--example", "1", "--orders"]) == 1
+    assert "cannot get the" in capsys.readouterr().err
+
+
+@pytest.mark.model
+def test_inspect_judges_a_pair_of_the_embedded_model_again(
+    workplace: Path, capsys: pytest.CaptureFixture[str], embedded_model: str
+) -> None:
+    annotate = ["annotate", "--dataset", "demo", "--limit", "2", "--device", "cpu", "--model", embedded_model]
+    assert main([*annotate, "--out", "real"]) == 0
+    capsys.readouterr()
+    assert main(["inspect", "real", "--example", "1", "--orders", "--device", "cpu", "--layer", "mean"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    stored = re.findall(r"differs from the cache by at most (\S+) \(token #\d+, weight (\S+)\)", shown)
+    assert len(stored) == 2
+    # Weights are stored with a relative error under 2^-12; batches of another size change the last bits too.
+    assert all(float(difference) <= 2**-10 * max(1.0, float(weight)) for difference, weight in stored)
 
 
 def test_info_and_verify(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:

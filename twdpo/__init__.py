@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from twdpo import inspect as inspect
     from twdpo.errors import TwdpoError
     from twdpo.pipeline.annotate import AnnotateConfig, AnnotateResult, annotate
     from twdpo.pipeline.train import TrainConfig, TrainResult, train
@@ -55,7 +56,13 @@ _HOMES = {
 }
 
 
+#: A package that is used by its own name: `twdpo.inspect.show(...)`.
+_PACKAGES = ("inspect",)
+
+
 def __getattr__(name: str) -> object:
+    if name in _PACKAGES:
+        return import_module(f"{__name__}.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

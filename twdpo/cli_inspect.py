@@ -1,13 +1,17 @@
-"""The command `twdpo inspect`: parse arguments, call one function of the library, print what it returns. No logic."""
+"""The command `twdpo inspect`: parse arguments, call functions of the library, print what they return. No logic."""
 
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twdpo.cli_cache import CachePath
+from twdpo.errors import UsageError
+
+if TYPE_CHECKING:
+    from twdpo.weights_cache import WeightsCache
 
 
 def inspect(
@@ -15,27 +19,76 @@ def inspect(
     example: Annotated[
         str | None, typer.Option(help="Show one pair: a hash (or its beginning), a number, or `random`.")
     ] = None,
-    layer: Annotated[int | None, typer.Option(help="Stored layer to look at.  [default: the deepest]")] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Where the texts are, if not in the cache.  [default: as annotated]")
+    layer: Annotated[
+        str | None,
+        typer.Option(
+            help="Which weights: a stored layer, `mean`, `mean:7,15` or `last`.  [default: as training takes them]",
+            show_default=False,
+        ),
     ] = None,
+    sink_fix: Annotated[
+        bool, typer.Option("--sink-fix/--no-sink-fix", help="Show a pair's weights as training sees them.")
+    ] = False,
+    orders: Annotated[
+        bool, typer.Option("--orders", help="Judge the pair again and show its weights in both orders.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="Where --orders runs the judge: auto, cpu, cuda, cuda:1 or mps.")
+    ] = "auto",
+    dataset: Annotated[
+        str | None,
+        typer.Option(help="Where the texts are, if not in the cache.  [default: as annotated]", show_default=False),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Split of --dataset.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
 ) -> None:
     """Look at a cache: a summary, or one pair with every token shaded by its weight."""
+    from twdpo.inspect.examples import open_for
+
+    if example is None and (orders or sink_fix):
+        raise UsageError(f"{'--orders' if orders else '--sink-fix'} needs --example, which says of which pair")
+    with open_for(cache, layer, text=example is not None) as opened:
+        if example is None:
+            _summary(opened, as_json=as_json)
+        else:
+            _example(opened, example, dataset, split, sink_fix=sink_fix, device=device if orders else None)
+
+
+def _summary(opened: WeightsCache, *, as_json: bool) -> None:
     from twdpo import console, results
-    from twdpo.inspect.examples import example_view, find_example
-    from twdpo.weights_cache import WeightsCache
+    from twdpo.weights_cache import read_rejects
     from twdpo.weights_cache.statistics import summarize
 
+    summary, rejected = summarize(opened, opened.layers), len(read_rejects(opened.folder))
     out = console.stdout()
-    with WeightsCache.open(cache) as opened:
-        if example is None:
-            summary = summarize(opened, layer)
-            out.print_json(json.dumps(results.summary_json(summary))) if as_json else out.print(
-                results.table(results.summary_rows(summary))
-            )
-        else:
-            found = find_example(opened, example, dataset=dataset)
-            out.print(
-                example_view(found, layer if layer is not None else opened.layers[-1], color=console.has_color(out))
-            )
+    if as_json:
+        out.print_json(json.dumps(results.summary_json(summary, opened.manifest, rejected)), ensure_ascii=True)
+    else:
+        out.print(results.table(results.summary_rows(summary, opened.manifest, rejected)))
+
+
+def _example(
+    opened: WeightsCache,
+    which: str,
+    dataset: str | None,
+    split: str | None,
+    *,
+    sink_fix: bool,
+    device: str | None,
+) -> None:
+    from twdpo import console
+    from twdpo.inspect.examples import find_example
+    from twdpo.inspect.views import example_view, orders_view
+
+    found = find_example(opened, which, dataset=dataset, split=split)
+    out = console.stdout()
+    color = console.has_color(out)
+    if device is None:
+        out.print(example_view(found, opened.layers, color=color, sink_fixed=sink_fix))
+        return
+    from twdpo.pipeline.annotate.orders import judge_again
+
+    again = judge_again(opened.recipe, found.pair, opened.layers, device=device)
+    out.print(
+        orders_view(found, again.row, (again.chosen, again.rejected), opened.layers, color=color, sink_fixed=sink_fix)
+    )

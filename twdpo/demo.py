@@ -133,7 +133,8 @@ def _sum(first: AnnotateProgress, second: AnnotateProgress, total: int) -> Annot
 
 
 def _look(cache: Path, console: Console) -> None:
-    from twdpo.inspect.examples import example_view, find_example
+    from twdpo.inspect.examples import find_example
+    from twdpo.inspect.views import example_view
     from twdpo.weights_cache.statistics import summarize
 
     pairs = _demo_pairs()

@@ -6,12 +6,13 @@ Not for: progress (`console.py`).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.filesize import decimal
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
@@ -21,19 +22,26 @@ if TYPE_CHECKING:
         CacheSummary,
         CompactResult,
         ExportResult,
+        Manifest,
         MergeResult,
         PullResult,
         PushResult,
     )
 
 
+#: Of the manifest, what a summary for machines repeats.
+_ABOUT = ("recipe", "fingerprint", "sources", "defaults", "include_text", "schema_version", "twdpo_version")
+
+
 def table(rows: Mapping[str, Any]) -> Table:
-    """Names and values in two columns."""
+    """Names and values in two columns; nothing in a value steers the terminal or is markup."""
+    from twdpo.weights_cache.picture import visible
+
     grid = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
     for name, value in rows.items():
-        grid.add_row(name, str(value))
+        grid.add_row(Text(name), Text(visible(str(value))))
     return grid
 
 
@@ -161,30 +169,71 @@ def pull_rows(result: PullResult) -> dict[str, Any]:
     return rows
 
 
-def summary_rows(summary: CacheSummary) -> dict[str, Any]:
+def summary_rows(
+    summary: CacheSummary, manifest: Manifest | None = None, rejected: int | None = None
+) -> dict[str, Any]:
     """The summary of a cache; a figure that its weight source does not have is a dash."""
 
-    def show(value: float, form: str) -> str:
+    def show(value: float, form: str = ".1%") -> str:
         return "–" if math.isnan(value) else format(value, form)
 
-    return {
-        "pairs": f"{summary.pairs:,}",
-        "judged tokens": f"{summary.tokens:,}",
-        "truncated": f"{summary.truncated:,}",
-        "layer": summary.layer,
-        "judge prefers chosen": f"{show(summary.judge_accuracy, '.1%')} (chosen first "
-        f"{show(summary.judge_accuracy_cr, '.1%')}, rejected first {show(summary.judge_accuracy_rc, '.1%')})",
+    rows: dict[str, Any] = {
+        "pairs": f"{summary.pairs:,}" + (f", {rejected:,} left out" if rejected is not None else ""),
+        "judged tokens": f"{summary.tokens:,}, {summary.tokens / summary.pairs:,.0f} a pair",
+        "truncated": f"{summary.truncated:,} ({summary.truncated / summary.pairs:.1%})",
+    }
+    if manifest is not None:
+        rows |= _made_of(manifest)
+    return rows | {
+        "shown": summary.attn_source,
+        "judge prefers chosen": f"{show(summary.judge_accuracy)} (chosen first "
+        f"{show(summary.judge_accuracy_cr)}, rejected first {show(summary.judge_accuracy_rc)})",
+        "in both orders": f"right {show(summary.both_right)}, wrong {show(summary.both_wrong)}, "
+        f"verdict flips {show(summary.verdict_flips)}",
         "position bias to A": show(summary.position_bias, "+.3f"),
-        "orders agree": f"{show(summary.order_agreement, '.1%')} of the weight",
-        "effective tokens": f"{summary.effective_share:.1%} of the length",
+        "orders agree": f"{show(summary.order_agreement)} of the weight",
+        "effective tokens": f"{summary.effective_share:.1%} of the length "
+        f"(p10 {summary.effective_share_p10:.0%}, median {summary.effective_share_p50:.0%}, "
+        f"p90 {summary.effective_share_p90:.0%})",
         "first token": f"weight {summary.first_weight:.2f}, after the sink fix {summary.first_weight_fixed:.2f}",
-        "weight by tenth": " ".join(f"{value:.2f}" for value in summary.deciles),
+        "weight by tenth": f"{' '.join(f'{value:.2f}' for value in summary.deciles)}\n{_bars(summary.deciles)}",
     }
 
 
-def summary_json(summary: CacheSummary) -> dict[str, Any]:
+def _made_of(manifest: Manifest) -> dict[str, Any]:
+    """How a cache was made and of what, in two lines."""
+    recipe = manifest.recipe
+    layers = ", ".join(map(str, recipe.layers))
+    if recipe.judge_model:
+        revision = f" at {recipe.judge_revision[:12]}" if recipe.judge_revision else ""
+        made = f"{recipe.judge_model}{revision}, {recipe.dtype}, up to {recipe.max_length:,} tokens, layers {layers}"
+        made += "" if recipe.source == "attention" else f", weights by {recipe.source}"
+    else:
+        made = f"weights by {recipe.source}, no judge, layers {layers}"
+    sources = [
+        f"{source.get('name') or source.get('location')}" + (f" [{source['split']}]" if source.get("split") else "")
+        for source in manifest.sources
+    ]
+    more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
+    return {"recipe": made, "sources": f"{', '.join(sources[:3])}{more}" if sources else "not stated"}
+
+
+def _bars(values: Sequence[float]) -> str:
+    """Values from 0 up as blocks; the highest is a whole one."""
+    top = max(*values, 1e-9)
+    # Each as wide as its number, "1.07 ".
+    return " ".join("▁▂▃▄▅▆▇█"[min(7, int(8 * value / top))] * 4 for value in values)
+
+
+def summary_json(
+    summary: CacheSummary, manifest: Manifest | None = None, rejected: int | None = None
+) -> dict[str, Any]:
     """The same for machines: what is not there is null."""
-    return {
+    figures: dict[str, Any] = {
         name: None if isinstance(value, float) and math.isnan(value) else value
         for name, value in asdict(summary).items()
     }
+    if manifest is None:
+        return figures
+    about = {name: value for name, value in manifest.to_json().items() if name in _ABOUT}
+    return figures | {"rejected": rejected} | about

@@ -27,7 +27,7 @@ def test_tokens_are_marked_by_weight_without_colour() -> None:
     text = shaded_text(
         "Two and two is five", *arrays((0, 3, 0.1), (3, 7, 2.0), (7, 11, 4.0), (11, 19, 7.0)), color=False
     )
-    assert text.plain == "Two‹ and›« two»⟪ is five⟫"
+    assert text.plain == "Two ‹and› «two» ⟪is five⟫"
 
 
 def test_tokens_are_styled_by_weight_in_colour() -> None:

@@ -88,3 +88,15 @@ def test_places_give_each_row_once(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).permutation(40)[:17]
     met = {int(i): (group, int(p)) for group, at, places in index.places(rows) for i, p in zip(at, places, strict=True)}
     assert met == {i: (int(row) // 8, int(row) % 8) for i, row in enumerate(rows)}
+
+
+@given(st.lists(st.lists(hashes, max_size=5), min_size=1, max_size=3), hashes, st.integers(1, 32))
+@settings(deadline=None, max_examples=50)
+def test_a_prefix_finds_what_begins_so(
+    tmp_path_factory: pytest.TempPathFactory, shards: list[list[str]], wanted: str, digits: int
+) -> None:
+    index = make_index(tmp_path_factory.mktemp("index"), shards)
+    flat = [key for keys in shards for key in keys]
+    first = [row for row, key in enumerate(flat) if key not in flat[:row]]
+    expected = [row for row in first if flat[row].startswith(wanted[:digits])]
+    assert index.find_prefix(wanted[:digits]).tolist() == expected

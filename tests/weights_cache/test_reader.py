@@ -188,3 +188,11 @@ def test_any_rows_come_back(
         for key, row in rows.items():
             assert content(cache.get(key)) == content(row)
         assert len(cache) == len(rows)
+
+
+def test_numbers_of_a_prefix_are_those_of_a_walk_through_all(folder: Path) -> None:
+    with WeightsCache.open(folder) as cache:
+        hashes = [row.example_hash for row in cache.rows()]
+        for prefix in ["", "xyz", "0" * 40, hashes[3] + "0", *"0123456789abcdef", hashes[7][:6].upper(), hashes[9]]:
+            expected = [i for i, key in enumerate(hashes) if prefix and key.startswith(prefix.lower())]
+            assert cache.numbers(prefix) == expected

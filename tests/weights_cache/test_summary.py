@@ -51,8 +51,9 @@ def test_summary_by_hand(tmp_path: Path) -> None:
         writer.add(row(1, [3.0, 0.5, 0.5, 0.5, 0.5], [1.0], cr=0.8, rc=0.1))
     with WeightsCache.open(tmp_path / "c") as cache:
         summary = summarize(cache)
-    assert (summary.pairs, summary.tokens, summary.truncated, summary.layer) == (2, 18, 1, 3)
+    assert (summary.pairs, summary.tokens, summary.truncated, summary.layers) == (2, 18, 1, (3,))
     assert (summary.judge_accuracy_cr, summary.judge_accuracy_rc, summary.judge_accuracy) == (1.0, 0.5, 0.5)
+    assert (summary.both_right, summary.both_wrong, summary.verdict_flips) == (0.5, 0.0, 0.5)
     # Probability of answer A: 0.9 and 0.3 in the first pair, 0.8 and 0.9 in the second.
     assert summary.position_bias == pytest.approx((0.6 + 0.85) / 2 - 0.5)
     assert summary.order_agreement == pytest.approx(0.7)
@@ -60,7 +61,7 @@ def test_summary_by_hand(tmp_path: Path) -> None:
     assert summary.first_weight_fixed == pytest.approx((1 + 2 + 1 + 1) / 4)
     assert len(summary.deciles) == 10
     with WeightsCache.open(tmp_path / "c") as cache, pytest.raises(CacheError, match="layer 9 is not in the cache"):
-        summarize(cache, layer=9)
+        summarize(cache, 9)
 
 
 def test_effective_tokens() -> None:

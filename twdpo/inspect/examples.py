@@ -1,6 +1,6 @@
-"""One pair of a cache with its texts: found by hash, number or chance, and made ready to look at.
+"""One pair of a cache with its texts: found by hash, number or chance.
 
-Not for: how it is drawn (`terminal.py`).
+Not for: how it is drawn (`views.py`, `notebook.py`), or the texts of many pairs.
 """
 
 from __future__ import annotations
@@ -12,52 +12,64 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from rich.console import RenderableType
 
 from twdpo.errors import CacheError, DataError, UsageError
-from twdpo.inspect.terminal import legend, pair_view, shaded_text
-from twdpo.preferences import Message, Pair, load, resolve
-from twdpo.weights_cache import WeightRow, WeightsCache
+from twdpo.preferences import Message, Pair, Source, load, parse_row, resolve
+from twdpo.weights_cache import Manifest, WeightRow, WeightsCache
 from twdpo.weights_cache.card import fits
-from twdpo.weights_cache.picture import visible
-from twdpo.weights_cache.statistics import effective_tokens
+from twdpo.weights_cache.transforms import parse_attn_source
 
 #: Rows of a data set looked at for a pair to draw.
 _LOOKED_AT = 4096
-#: Heaviest tokens named under an answer.
-_HEAVIEST = 5
+#: From so many digits on, what could be a number is a hash.
+_HASH_DIGITS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A row of the cache and its pair; `pair` is None where its texts cannot be found."""
+    """A row of the cache and its pair; `pair` is None where its texts cannot be found.
+
+    number: the row's place in the cache, as `WeightsCache.rows` counts; −1 where it is not known.
+    """
 
     row: WeightRow
     pair: Pair | None
+    number: int = -1
 
 
-def find_example(cache: WeightsCache, which: str, *, dataset: str | None = None) -> Example:
+def find_example(cache: WeightsCache, which: str, *, dataset: str | None = None, split: str | None = None) -> Example:
     """The pair that `which` names: a hash or its beginning, a 0-based number in cache order, or `random`.
 
-    Texts come from the cache where it holds them, else from `dataset` or the sources in the manifest.
-    Raises UsageError where there is no such pair.
+    Texts come from the cache where it holds them, else from `dataset` or the sources in the manifest. Raises UsageError
+    where there is no such pair or several, and what reading `dataset` raises.
     """
-    row = _find_row(cache, which)
-    if row.prompt is not None and row.chosen_text is not None and row.rejected_text is not None:
-        prompt = tuple(Message(role=role, content=content) for role, content in row.prompt)
-        return Example(row=row, pair=Pair(prompt=prompt, chosen=row.chosen_text, rejected=row.rejected_text))
-    sources = (
-        [(dataset, None)] if dataset else [(s["name"], s.get("split")) for s in cache.manifest.sources if "name" in s]
-    )
-    for name, split in sources:
-        try:
-            for item in load(resolve(name, split)):
-                if isinstance(item, Pair) and item.example_hash == row.example_hash:
-                    return Example(row=row, pair=item)
-        except DataError:
-            if dataset:
-                raise
-    return Example(row=row, pair=None)
+    if split is not None and dataset is None:
+        raise UsageError(f"--split {split} is of no data set; name it with --dataset")
+    number = _find_number(cache, which)
+    [row] = cache.rows_at(np.array([number]))
+    return Example(row=row, pair=_find_pair(cache, row, number, dataset, split), number=number)
+
+
+def default_layers(manifest: Manifest, source: str | None = None) -> tuple[int, ...]:
+    """The layers that `source` names (`29`, `mean`, `mean:7,15`, `last`); None for the cache's own default.
+
+    That is what stage two takes where nothing else is said, or the deepest stored layer. Raises UsageError.
+    """
+    stored = manifest.recipe.layers
+    if source is not None:
+        return parse_attn_source(source, stored, option="--layer")
+    with suppress(UsageError):
+        return parse_attn_source(str(manifest.defaults.get("attn_source", "last")), stored)
+    return stored[-1:]
+
+
+def open_for(folder: Path | str, source: str | None = None, *, text: bool) -> WeightsCache:
+    """The cache in `folder`, open for the layers of `source` alone (see `default_layers`).
+
+    Raises UsageError, and what opening a cache raises.
+    """
+    layers = default_layers(Manifest.load(Path(folder)), source)
+    return WeightsCache.open(folder, layers=layers, text=text)
 
 
 def card_example(folder: Path) -> Pair | None:
@@ -80,45 +92,46 @@ def card_example(folder: Path) -> Pair | None:
     return first
 
 
-def _find_row(cache: WeightsCache, which: str) -> WeightRow:
-    if not len(cache):
-        raise CacheError("the cache holds no pairs yet; run twdpo annotate first")
-    if which == "random" or (which.isdecimal() and len(which) < 8):
-        number = random.randrange(len(cache)) if which == "random" else int(which)
-        if number >= len(cache):
-            raise UsageError(f"--example {number}: the cache holds {len(cache)} pairs, 0 to {len(cache) - 1}")
-        return next(islice(cache.rows(), number, None))
-    for row in cache.rows():
-        if row.example_hash.startswith(which.lower()):
-            return row
-    raise UsageError(f"--example {which}: no pair of the cache has a hash that begins so")
+def _find_number(cache: WeightsCache, which: str) -> int:
+    total = len(cache)
+    if not total:
+        raise CacheError(f"{cache.folder} holds no pairs yet; run twdpo annotate first")
+    if which == "random":
+        return random.randrange(total)
+    if which.isdecimal() and len(which) < _HASH_DIGITS:
+        if int(which) >= total:
+            raise UsageError(f"--example {which}: the cache holds {total} pairs, 0 to {total - 1}")
+        return int(which)
+    found = cache.numbers(which)
+    if not found:
+        raise UsageError(f"--example {which}: no pair of the cache has a hash that begins so")
+    if len(found) > 1:
+        raise UsageError(f"--example {which}: {len(found)} pairs have a hash that begins so; give more of its digits")
+    return found[0]
 
 
-def example_view(example: Example, layer: int, *, color: bool = True) -> RenderableType:
-    """The pair side by side, shaded by the weights of `layer`, with what the judge thought of it."""
-    row = example.row
-    if example.pair is None:
-        raise CacheError(
-            f"the texts of {row.example_hash} are not in the cache and its data set cannot be read; "
-            "pass it with --dataset, or annotate with --include-text"
-        )
-    if layer not in row.chosen.weights:
-        raise UsageError(f"--layer {layer} is not in the cache, which holds {', '.join(map(str, row.chosen.weights))}")
-    texts, notes = [], []
-    for answer, side in ((example.pair.chosen, row.chosen), (example.pair.rejected, row.rejected)):
-        weights = side.weights[layer]
-        texts.append(shaded_text(answer, weights, side.starts, side.ends, color=color))
-        heaviest = np.argsort(-weights, kind="stable")[:_HEAVIEST]
-        named = ", ".join(
-            f"{visible(answer[side.starts[i] : side.ends[i]]).strip()!r} {weights[i]:.1f}" for i in heaviest
-        )
-        notes.append(f"{len(weights)} tokens, effective {effective_tokens(weights):.0f}; heaviest: {named}")
-    title = (
-        f"{row.example_hash}  layer {layer}  P(chosen) {row.judge_prob_cr:.2f} when first, "
-        f"{row.judge_prob_rc:.2f} when second{'  truncated' if row.truncated else ''}"
-    )
-    question = "\n\n".join(f"{m.role}: {m.content}" for m in example.pair.prompt)
-    view = pair_view(title, question, texts[0], texts[1], notes=(notes[0], notes[1]))
-    from rich.console import Group
+def _find_pair(cache: WeightsCache, row: WeightRow, number: int, dataset: str | None, split: str | None) -> Pair | None:
+    """The row's texts; None where they are nowhere. Raises DataError or UsageError where `dataset` cannot be read."""
+    if row.prompt is not None and row.chosen_text is not None and row.rejected_text is not None:
+        prompt = tuple(Message(role=role, content=content) for role, content in row.prompt)
+        return Pair(prompt=prompt, chosen=row.chosen_text, rejected=row.rejected_text)
+    if dataset is not None:
+        return _search(resolve(dataset, split), row.example_hash, number)
+    for source in cache.manifest.sources:
+        with suppress(DataError, UsageError, KeyError):
+            found = _search(resolve(source["name"], source.get("split")), row.example_hash, number)
+            if found is not None:
+                return found
+    return None
 
-    return Group(view, legend(color=color))
+
+def _search(source: Source, example_hash: str, near: int) -> Pair | None:
+    """The pair with that hash, looked for from row `near` on: where a data set was judged as it is, it is not far."""
+    stream = load(source)
+    ranges = ((near, stream.rows_from(near)), (0, islice(stream.rows_from(0), near)))
+    for first, rows in ranges:
+        for index, row in enumerate(rows, start=first):
+            item = parse_row(row, index)
+            if isinstance(item, Pair) and item.example_hash == example_hash:
+                return item
+    return None

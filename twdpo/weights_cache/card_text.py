@@ -177,10 +177,13 @@ def _figures(facts: CardFacts) -> str:
             "judge prefers chosen, mean of both orders": _share(summary.judge_accuracy),
             "... where chosen stood first": _share(summary.judge_accuracy_cr),
             "... where chosen stood second": _share(summary.judge_accuracy_rc),
+            "... right in both orders": _share(summary.both_right),
+            "... wrong in both orders": _share(summary.both_wrong),
+            "... another verdict when the order is turned": _share(summary.verdict_flips),
             "position bias: mean P(first answer) less one half": _number(summary.position_bias, "+.3f"),
             "agreement of the two orders' weights": _share(summary.order_agreement),
-            f"effective tokens, as a share of the length (layer {summary.layer})": _share(summary.effective_share),
-            f"mean weight of the first token (layer {summary.layer})": _number(summary.first_weight, ".2f"),
+            f"effective tokens, as a share of the length ({summary.attn_source})": _share(summary.effective_share),
+            f"mean weight of the first token ({summary.attn_source})": _number(summary.first_weight, ".2f"),
             "... after the sink fix": _number(summary.first_weight_fixed, ".2f"),
         }
     return "\n".join(["| figure | value |", "|---|---|", *(_row(name, value) for name, value in rows.items())])

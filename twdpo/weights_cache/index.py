@@ -40,6 +40,8 @@ _KEY_ONLY = pa.schema([pa.field(KEY, pa.string(), nullable=False)])
 
 Keys = npt.NDArray[np.uint64]
 
+_HALF = (1 << 64) - 1
+
 _NIBBLES = np.full(256, 255, dtype=np.uint8)
 _NIBBLES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16)
 
@@ -172,6 +174,16 @@ class ShardIndex:
         found[well_formed[hexadecimal]] = self._find_keys(keys)
         return found
 
+    def find_prefix(self, digits: str) -> npt.NDArray[np.int64]:
+        """The rows of all hashes that begin with `digits`, 1 to 32 lower-case hex digits; the key column is enough."""
+        self._sort()
+        low, high = (int(digits.ljust(32, filler), 16) for filler in "0f")
+        first, last = np.uint64(low >> 64), np.uint64(high >> 64)
+        near = slice(np.searchsorted(self._high, first), np.searchsorted(self._high, last, side="right"))
+        ours = (self._high[near] > first) | (self._low[near] >= np.uint64(low & _HALF))
+        ours &= (self._high[near] < last) | (self._low[near] <= np.uint64(high & _HALF))
+        return np.sort(self._rows[near][ours])
+
     def block(self, group: int) -> Block:
         """A decoded row group, kept for the next time within the memory bound."""
         block = self._blocks.pop(group, None) or self.block_of(self.decode(group))
@@ -180,29 +192,30 @@ class ShardIndex:
             self._blocks.popitem(last=False)
         return block
 
-    def read_ahead(self, units: Iterable[int], span: int = 1) -> Iterator[Block]:
-        """Decode units of `span` row groups in turn, none of them kept, ahead of their use."""
+    def read_ahead(self, units: Iterable[int], span: int = 1, columns: Sequence[str] | None = None) -> Iterator[Block]:
+        """Decode units of `span` row groups in turn, none of them kept, ahead of their use; see `decode`."""
         with ThreadPoolExecutor(DECODERS) as decoders:
             ahead: deque[Future[Decoded]] = deque()
             for unit in units:
-                ahead.append(decoders.submit(self.decode, unit, span))
+                ahead.append(decoders.submit(self.decode, unit, span, columns))
                 if len(ahead) > DECODERS:
                     yield self.block_of(ahead.popleft().result())
             while ahead:
                 yield self.block_of(ahead.popleft().result())
 
-    def decode(self, unit: int, span: int = 1) -> Decoded:
-        """Decode a unit of `span` row groups; several threads may do so at a time."""
+    def decode(self, unit: int, span: int = 1, columns: Sequence[str] | None = None) -> Decoded:
+        """Decode a unit of `span` row groups, or some `columns` of it; several threads may do so at a time."""
         shard, groups = self._units(span).homes[unit]
         path = self._paths[shard]
+        schema = self._schema if columns is None else pa.schema([self._schema.field(name) for name in columns])
         with reading(path):
-            return path, read_groups(self._opened(shard), path, groups, self._schema)
+            return path, read_groups(self._opened(shard), path, groups, schema)
 
     def block_of(self, decoded: Decoded) -> Block:
         """What was decoded, made accessible: apart from decoding, since it lets no other thread of Python run."""
         path, table = decoded
         with reading(path):
-            block = Block(table, self._schema.names)
+            block = Block(table, table.column_names)
             block.check_lengths()
             return block
 

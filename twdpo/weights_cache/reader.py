@@ -6,6 +6,7 @@ Not for: weights on another tokenizer's tokens, the sink fix or mixing, which ha
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +18,7 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from twdpo.errors import CacheError, MissingRows, StorageError
 from twdpo.weights_cache.index import DECODERS, DEFAULT_CACHE_BYTES, Decoded, ShardIndex
@@ -33,6 +35,9 @@ _WINDOW = 2048
 #: Row groups of one layer that a stream decodes at a time. One alone is decoded in less time than it takes to get two
 #: threads to take turns.
 _SPAN = 4
+
+#: Row groups of a block of some columns: what is computed of it takes several times its own memory.
+_BLOCK_SPAN = 2
 
 #: From here on a row file is worth its making, which decodes every group once and writes it out.
 _MANY_GROUPS = 16
@@ -105,6 +110,14 @@ class WeightsCache:
 
     def __contains__(self, example_hash: object) -> bool:
         return isinstance(example_hash, str) and bool(self._index.find([example_hash])[0] >= 0)
+
+    def numbers(self, prefix: str) -> list[int]:
+        """The numbers, as `rows` counts, of the pairs whose hash begins with `prefix`; reads no weights."""
+        digits = prefix.lower()
+        if not re.fullmatch(r"[0-9a-f]{1,32}", digits):
+            return []
+        found = self._index.find_prefix(digits)
+        return np.searchsorted(self._index.first_rows(), found).tolist() if len(found) else []
 
     def missing(self, hashes: Sequence[str]) -> list[str]:
         """Those of `hashes` that have no row."""
@@ -213,6 +226,20 @@ class WeightsCache:
         blocks = self._index.read_ahead((unit for unit, _ in units), self._span)
         for (_, positions), block in zip(units, blocks, strict=True):
             yield from rows_of(block, positions, self.layers, copy=copy)
+
+    def blocks(self, columns: Sequence[str]) -> Iterator[tuple[Block, npt.NDArray[np.int64]]]:
+        """Some columns of every pair in cache order, a few row groups at a time, with the positions that count there.
+
+        For figures over a whole cache, which need not every column.
+        """
+        span = min(self._span, _BLOCK_SPAN)
+        places = [(unit, rows) for unit, _, rows in self._index.places(self._index.first_rows(), span)]
+        blocks = self._index.read_ahead((unit for unit, _ in places), span, columns)
+        pool = pa.default_memory_pool()
+        for (_, positions), block in zip(places, blocks, strict=True):
+            yield block, positions
+            # Else the allocators of the threads that decode keep what was decoded, and memory grows.
+            pool.release_unused()
 
     def close(self) -> None:
         """Close the row file, if there is one; a shard that was read last is let go of with this object."""

@@ -43,10 +43,11 @@ def uniform_mix(weights: NDArray[np.float32], share: float) -> NDArray[np.float3
     return weights if share == 0.0 else (weights * np.float32(1.0 - share) + np.float32(share)).astype(np.float32)
 
 
-def parse_attn_source(text: str, layers: Sequence[int]) -> tuple[int, ...]:
+def parse_attn_source(text: str, layers: Sequence[int], *, option: str = "--attn-source") -> tuple[int, ...]:
     """The layers that `29`, `mean` or `mean:7,15` stand for, checked against those a cache holds.
 
-    `last` is the deepest stored layer. Raises UsageError naming the stored layers.
+    `last` is the deepest stored layer. `option` is what the user said it with. Raises UsageError naming the stored
+    layers.
     """
     stored = tuple(sorted(layers))
     if text == "last":
@@ -56,13 +57,20 @@ def parse_attn_source(text: str, layers: Sequence[int]) -> tuple[int, ...]:
     match = re.fullmatch(r"(?:mean:)?(\d+(?:,\d+)*)", text)
     wanted = tuple(int(part) for part in match[1].split(",")) if match else ()
     if not wanted or (len(wanted) > 1 and not text.startswith("mean:")):
-        raise UsageError(f"--attn-source {text!r} is not understood; give a layer (29), mean, or mean:7,15")
+        raise UsageError(f"{option} {text!r} is not understood; give a layer (29), mean, or mean:7,15")
     if missing := sorted(set(wanted) - set(stored)):
         raise UsageError(
-            f"--attn-source {text}: layer {', '.join(map(str, missing))} is not in the cache, "
+            f"{option} {text}: layer {', '.join(map(str, missing))} is not in the cache, "
             f"which holds {', '.join(map(str, stored))}"
         )
     return wanted
+
+
+def source_name(layers: Sequence[int]) -> str:
+    """Layers as a person calls them: `layer 29`, or `mean of layers 7, 15`."""
+    if len(layers) == 1:
+        return f"layer {layers[0]}"
+    return f"mean of layers {', '.join(map(str, layers))}"
 
 
 def select(weights: Mapping[int, NDArray[np.float32]], layers: Sequence[int]) -> NDArray[np.float32]:

@@ -14,24 +14,18 @@ from typing import Any
 import numpy as np
 
 from twdpo.config import to_yaml
-from twdpo.errors import DataError, Interrupted, UsageError
-from twdpo.pipeline.annotate.config import AnnotateConfig, parse_layers
+from twdpo.errors import DataError, Interrupted
+from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.annotate.engines.base import Engine
-from twdpo.pipeline.annotate.prompt import (
-    TEMPLATE_TOKENS,
-    JudgePrompt,
-    PromptBuilder,
-    PromptError,
-    load_template,
-)
+from twdpo.pipeline.annotate.judge import Judge
+from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptError, load_template
 from twdpo.pipeline.annotate.rows import make_row
 from twdpo.preferences import Pair, PairStream, Reject, draw_rows, load, resolve
-from twdpo.weights_cache import CacheWriter, Recipe
+from twdpo.weights_cache import CacheWriter
 from twdpo.weights_cache.durable import write_file
 
 #: Pairs that are tokenized together and sorted into batches by length.
 WINDOW = 32
-_ORDERS = ("cr", "rc")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +75,7 @@ def annotate(
     rows = _Selection(stream, config.limit, config.seed)
     if next(iter(rows), None) is None:
         raise DataError(f"{config.dataset} holds no rows; pass a data set that has some")
-    judge = _Judge.load(config, template, engine, tokenizer)
+    judge = Judge.load(config, template, engine, tokenizer)
     with CacheWriter.open(
         Path(config.out),
         judge.recipe,
@@ -107,54 +101,13 @@ def annotate(
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Judge:
-    """What stays the same for a whole run."""
-
-    engine: Engine
-    builder: PromptBuilder
-    layers: tuple[int, ...]
-    verdict_ids: tuple[int, int]
-    recipe: Recipe
-
-    @classmethod
-    def load(cls, config: AnnotateConfig, template: str, engine: Engine | None, tokenizer: Any) -> _Judge:
-        revision, dtype = None, "float32"
-        if engine is None:
-            engine, tokenizer, revision, dtype = _load_engine(config)
-        kwargs = _chat_template_kwargs(tokenizer, config)
-        builder = PromptBuilder(tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs)
-        layers = parse_layers(config.layers, engine.num_layers, engine.global_layers)
-        for layer in layers:
-            reach = engine.reach(layer)
-            if reach is not None and reach < config.max_length:
-                raise UsageError(
-                    f"layer {layer} of the judge attends over {reach} tokens only and cannot see prompts of "
-                    f"--max-length {config.max_length}; choose other --layers or a smaller --max-length"
-                )
-        recipe = Recipe(
-            judge_model=config.model,
-            judge_revision=revision,
-            dtype=dtype,
-            judge_template=template,
-            chat_template_hash=builder.frame_hash,
-            chat_template_kwargs=kwargs,
-            max_length=config.max_length,
-            answer_tokens=builder.answer_tokens,
-            template_tokens=TEMPLATE_TOKENS,
-            orders=_ORDERS,
-            layers=layers,
-        )
-        return cls(engine=engine, builder=builder, layers=layers, verdict_ids=builder.verdict_ids(), recipe=recipe)
-
-
 class _Run:
     """The state of one run: counts, and the window of pairs that waits for the engine."""
 
     def __init__(
         self,
         config: AnnotateConfig,
-        judge: _Judge,
+        judge: Judge,
         writer: CacheWriter,
         total: int | None,
         on_progress: Callable[[AnnotateProgress], None],
@@ -260,35 +213,6 @@ class _Selection:
                 yield item
             if row == last:
                 return
-
-
-def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
-    from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
-    from twdpo.pipeline.models import context_length, load_model
-
-    loaded = load_model(
-        config.model,
-        dtype=config.dtype,
-        device=config.device,
-        revision=config.revision,
-        trust_remote_code=config.trust_remote_code,
-    )
-    context = context_length(loaded.model.config)
-    if context is not None and context < config.max_length:
-        raise UsageError(
-            f"--max-length {config.max_length} is more than the judge's context of {context} tokens; "
-            f"use --max-length {context}"
-        )
-    engine = TransformersEngine(loaded.model, batch_size=config.batch_size)
-    return engine, loaded.tokenizer, loaded.revision, loaded.dtype
-
-
-def _chat_template_kwargs(tokenizer: Any, config: AnnotateConfig) -> dict[str, Any]:
-    """What is passed to the judge's chat template. A judge that can think first is asked for the verdict at once."""
-    if config.chat_template_kwargs is not None:
-        return dict(config.chat_template_kwargs)
-    template = getattr(tokenizer, "chat_template", None)
-    return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
 
 
 def _describe(stream: PairStream, config: AnnotateConfig) -> dict[str, Any]:

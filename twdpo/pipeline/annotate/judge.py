@@ -1,0 +1,88 @@
+"""The judge of a run, ready to read prompts: engine, prompt builder, layers, and the recipe that they make.
+
+Not for: which pairs are judged (`run.py`), or what a row holds (`rows.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from twdpo.errors import UsageError
+from twdpo.pipeline.annotate.config import AnnotateConfig, parse_layers
+from twdpo.pipeline.annotate.engines.base import Engine
+from twdpo.pipeline.annotate.prompt import TEMPLATE_TOKENS, PromptBuilder
+from twdpo.weights_cache import Recipe
+
+_ORDERS = ("cr", "rc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """What stays the same for a whole run."""
+
+    engine: Engine
+    builder: PromptBuilder
+    layers: tuple[int, ...]
+    verdict_ids: tuple[int, int]
+    recipe: Recipe
+
+    @classmethod
+    def load(cls, config: AnnotateConfig, template: str, engine: Engine | None, tokenizer: Any) -> Judge:
+        """Load what `config` names, unless `engine` and `tokenizer` are given; raises what loading raises."""
+        revision, dtype = None, "float32"
+        if engine is None:
+            engine, tokenizer, revision, dtype = _load_engine(config)
+        kwargs = _chat_template_kwargs(tokenizer, config)
+        builder = PromptBuilder(tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs)
+        layers = parse_layers(config.layers, engine.num_layers, engine.global_layers)
+        for layer in layers:
+            reach = engine.reach(layer)
+            if reach is not None and reach < config.max_length:
+                raise UsageError(
+                    f"layer {layer} of the judge attends over {reach} tokens only and cannot see prompts of "
+                    f"--max-length {config.max_length}; choose other --layers or a smaller --max-length"
+                )
+        recipe = Recipe(
+            judge_model=config.model,
+            judge_revision=revision,
+            dtype=dtype,
+            judge_template=template,
+            chat_template_hash=builder.frame_hash,
+            chat_template_kwargs=kwargs,
+            max_length=config.max_length,
+            answer_tokens=builder.answer_tokens,
+            template_tokens=TEMPLATE_TOKENS,
+            orders=_ORDERS,
+            layers=layers,
+        )
+        return cls(engine=engine, builder=builder, layers=layers, verdict_ids=builder.verdict_ids(), recipe=recipe)
+
+
+def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
+    from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
+    from twdpo.pipeline.models import context_length, load_model
+
+    loaded = load_model(
+        config.model,
+        dtype=config.dtype,
+        device=config.device,
+        revision=config.revision,
+        trust_remote_code=config.trust_remote_code,
+    )
+    context = context_length(loaded.model.config)
+    if context is not None and context < config.max_length:
+        raise UsageError(
+            f"--max-length {config.max_length} is more than the judge's context of {context} tokens; "
+            f"use --max-length {context}"
+        )
+    engine = TransformersEngine(loaded.model, batch_size=config.batch_size)
+    return engine, loaded.tokenizer, loaded.revision, loaded.dtype
+
+
+def _chat_template_kwargs(tokenizer: Any, config: AnnotateConfig) -> dict[str, Any]:
+    """What is passed to the judge's chat template. A judge that can think first is asked for the verdict at once."""
+    if config.chat_template_kwargs is not None:
+        return dict(config.chat_template_kwargs)
+    template = getattr(tokenizer, "chat_template", None)
+    return {"enable_thinking": False} if "enable_thinking" in str(template) else {}
