@@ -171,7 +171,7 @@ function makeRow(i, place) {
   },
   make("p", { class: "row-title", dir: "auto" }, oneLine(EXAMPLES.title[i], 160) || EXAMPLES.hash[i]),
   make("p", { class: "row-facts" },
-    make("span", { class: "dim" }, `#${EXAMPLES.number[i]}`), ...badges(i), make("span", { class: "row-figure" }, rowFigure(i))));
+    make("span", {}, `#${EXAMPLES.number[i]}`), make("span", { class: "row-badges" }, ...badges(i)), make("span", { class: "row-figure" }, rowFigure(i))));
   row.style.transform = `translateY(${place * ROW_HEIGHT}px)`;
   return row;
 }

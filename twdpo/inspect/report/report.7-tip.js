@@ -25,6 +25,7 @@ function startTips(place, answerOf) {
     const hit = at(event.target);
     if (!hit) return;
     showTip(hit, true);
+    if (NARROW.matches) clearOfTip(hit.node);
     say(sayToken(hit.answer, hit.g));
   });
   place.addEventListener("focusout", (event) => { if (!at(event.relatedTarget)) hideTip(); });
@@ -68,6 +69,12 @@ function placeTip(node) {
   const top = below + tip.offsetHeight > innerHeight - 8 && above > 8 ? above : below;
   tip.style.setProperty("--left", `${left}px`);
   tip.style.setProperty("--top", `${Math.max(8, Math.min(top, innerHeight - tip.offsetHeight - 8))}px`);
+}
+
+/** Where the figures stand at the foot of the page, move their token out from under them. */
+function clearOfTip(node) {
+  const under = node.getBoundingClientRect().bottom + 12 - byId("tip").getBoundingClientRect().top;
+  if (under > 0) byId("pair").scrollBy({ top: under, behavior: isCalm() ? "auto" : "smooth" });
 }
 
 function tokenText(answer, g) {

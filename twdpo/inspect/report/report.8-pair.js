@@ -205,8 +205,7 @@ function drawFacts(answer) {
     fact("tokens", whole(n)),
     fact("effective", `${figure(effective, 3)} (${fixed((100 * effective) / n, 0)} %)`, "exponential of the entropy of the weights shown"),
     fact("order agreement", fixed(EXAMPLES[`agreement_${answer.name}`][answer.example]), "mass that both orders share, deepest layer"),
-    ...(answer.b ? [fact("shared by A and B", fixed(answer.shared, 3), "mass that both caches give to the same characters")] : []),
-    ...(EXAMPLES.truncated[answer.example] ? [make("span", { class: "badge truncated" }, "truncated")] : []));
+    ...(answer.b ? [fact("shared by A and B", fixed(answer.shared, 3), "mass that both caches give to the same characters")] : []));
 }
 
 function drawHeavy(answer) {
