@@ -30,7 +30,9 @@ def look(browser: Any) -> Iterator[Callable[..., Opened]]:
     """Opens an address and, at the end, fails where the page complained or asked for anything but its own file."""
     with ExitStack() as stack:
 
-        def open_page(address: str, *, width: int = 1440, height: int = 900, wait: bool = True, **options: Any) -> Opened:
+        def open_page(
+            address: str, *, width: int = 1440, height: int = 900, wait: bool = True, **options: Any
+        ) -> Opened:
             context = browser.new_context(viewport={"width": width, "height": height}, **options)
             stack.callback(context.close)
             opened = Opened(page=context.new_page(), address=address)

@@ -11,7 +11,7 @@ PATIENCE = 10_000
 
 @dataclass(kw_only=True)
 class Opened:
-    """`problems`: console messages and errors, whatever their level; `expected`: parts of those that a test provokes."""
+    """`problems`: console messages and errors, whatever their level; `expected`: parts of those that a test causes."""
 
     page: Any
     address: str
@@ -23,12 +23,18 @@ class Opened:
         self.page.set_default_timeout(PATIENCE)
         self.page.on("console", lambda message: self.problems.append(f"{message.type}: {message.text}"))
         self.page.on("pageerror", lambda error: self.problems.append(f"error: {error}"))
-        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("requestfinished", lambda request: self.requests.append(request.url))
+        self.page.on("requestfailed", self._failed)
 
     def load(self, *, wait: bool = True) -> None:
         self.page.goto(self.address)
         if wait:
             self.page.wait_for_selector("html[data-texts=read]")
+
+    def _failed(self, request: Any) -> None:
+        # What the policy stops has not left the page.
+        if request.failure != "csp":
+            self.requests.append(request.url)
 
     def check(self) -> None:
         """No complaint, and no request but for the file itself."""

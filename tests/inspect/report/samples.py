@@ -12,7 +12,26 @@ from twdpo.weights_cache import round_mantissa
 
 LAYERS = (0, 3, 29)
 OTHER_LAYERS = (4, 12)
-WORDS = "the quick brown fox, jumps over 世界 a lazy 👩‍👩‍👧 dog and مرحبا then café… runs home again".split(" ")
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox,",
+    "jumps",
+    "over",
+    "世界",
+    "a",
+    "lazy",
+    "👩\u200d👩\u200d👧",
+    "dog",
+    "and",
+    "مرحبا",
+    "then",
+    "café…",
+    "runs",
+    "home",
+    "again",
+]
 
 
 def rounded(weights: np.ndarray) -> list[float]:

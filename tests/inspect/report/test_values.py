@@ -132,7 +132,9 @@ def test_token_figures(look: Look, address: str, items: list[Item]) -> None:
         units = [len(side.text[:at].encode("utf-16-le")) // 2 for at in (side.starts[token], side.ends[token])]
         assert rows["characters"] == f"{units[0]}–{units[1]}"
         for layer in LAYERS:
-            assert float(rows[str(layer)].split()[-1].replace(",", "")) == pytest.approx(side.weights[layer][token], rel=1e-3)
+            assert float(rows[str(layer)].split()[-1].replace(",", "")) == pytest.approx(
+                side.weights[layer][token], rel=1e-3
+            )
         assert f"token {token + 1} of {len(weights)}" in opened.page.inner_text(".tip-head")
 
 
