@@ -266,7 +266,8 @@ def test_tab_goes_through_the_page_and_out_again(look: Look, address: str) -> No
         seen.append(opened.page.evaluate("document.activeElement.tagName + document.activeElement.id"))
         if seen[-1] == "BODY":
             break
-        ring = "getComputedStyle(document.activeElement).outlineStyle"
+        ring = """getComputedStyle(document.getElementById(
+            document.activeElement.getAttribute("aria-activedescendant")) ?? document.activeElement).outlineStyle"""
         assert opened.page.evaluate(ring) != "none", seen[-1]
     assert seen[-1] == "BODY"
     assert {"INPUTsearch", "DIVrows", "SELECTsort", "BUTTONtheme"} <= set(seen)

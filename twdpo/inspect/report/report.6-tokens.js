@@ -141,8 +141,9 @@ function pointInStrip(answer, g) {
   const cursor = answer.strip.querySelector(".cursor");
   if (!cursor) return;
   const n = answer.values.length, bars = Math.min(n, STRIP_BARS);
-  cursor.setAttribute("x", String(g === null ? 0 : (answer.heads[g] * bars) / n));
-  cursor.setAttribute("width", g === null ? "0" : String(Math.max(bars / 300, bars / n)));
+  const width = bars / 200;
+  cursor.setAttribute("x", String(g === null ? 0 : ((answer.heads[g] + 0.5) * bars) / n - width / 2));
+  cursor.setAttribute("width", g === null ? "0" : String(width));
 }
 
 /** The groups with the largest values (differences: the furthest from 0), at most HEAVIEST. */
