@@ -163,7 +163,7 @@ def page(
     items: Sequence[Item],
     *,
     block_size: int = 16,
-    summary: str = '<dl class="summary"><div><dt>pairs</dt><dd>3</dd></div></dl>',
+    summary: str = '<dl class="summary"><dt>pairs</dt><dd>3</dd></dl>',
     charts: str = "",
     **changes: Any,
 ) -> str:

@@ -98,16 +98,9 @@ def test_comparison_moves_the_other_weights_by_characters(
 
 
 def shared(side: Side) -> float:
-    """The mass that both caches give to the same characters, character by character."""
-    assert side.other is not None
-    assert side.text is not None
-    densities = []
-    for each, weights in ((side, side.weights[29]), (side.other, side.other.weights[12])):
-        density = np.zeros(len(side.text))
-        for start, end, weight in zip(each.starts, each.ends, weights, strict=True):
-            density[start:end] += weight / (end - start)
-        densities.append(density / density.sum())
-    return float(np.minimum(*densities).sum())
+    """The part of the weight that both caches put on the same tokens, as the list's overlap counts it."""
+    mine, theirs = wanted(side, (29,), "raw"), np.nan_to_num(wanted_other(side, (12,), "raw"))
+    return float(np.minimum(mine / mine.sum(), theirs / theirs.sum()).sum())
 
 
 def test_pair_that_the_other_cache_lacks_says_so(look: Look, address: str, items: list[Item]) -> None:

@@ -96,14 +96,11 @@ function lengthOf(...sides) {
   return length;
 }
 
-/** The share of both caches' mass that lies on the same characters, from 0 to 1. */
-function sharedMass(side, other, weights, otherOwn) {
-  const from = inPoints(side.text, side), to = inPoints(side.text, other);
-  const length = lengthOf(from, to);
-  const a = spread(weights, from, length), b = spread(otherOwn, to, length);
-  const totalA = sum(a), totalB = sum(b);
-  if (!(totalA > 0 && totalB > 0)) return NaN;
-  return a.reduce((shared, mass, at) => shared + Math.min(mass / totalA, b[at] / totalB), 0);
+/** The share of both lists' mass that lies on the same tokens, from 0 to 1; NaN in `b` is no mass. */
+function sharedMass(a, b) {
+  const mass = b.map((weight) => (Number.isNaN(weight) ? 0 : weight));
+  const totalA = sum(a), totalB = sum(mass);
+  return totalA > 0 && totalB > 0 ? sum(a.map((weight, i) => Math.min(weight / totalA, mass[i] / totalB))) : 0;
 }
 
 /** The exponential of the entropy: n where all weights are equal, 1 where one has all the mass. */

@@ -87,7 +87,7 @@ function weigh(answer) {
   answer.rankA = ranks(answer.a);
   answer.rankB = answer.b && ranks(answer.b);
   answer.heads = answer.groups.map((group) => heaviestOf(group, answer.values));
-  answer.shared = other ? sharedMass(side, other, answer.a, shownWeights(other, layerOf(state.otherLayer), mode, share)) : NaN;
+  answer.shared = answer.b ? sharedMass(answer.a, answer.b) : NaN;
 }
 
 /** Shade every token by its value. */

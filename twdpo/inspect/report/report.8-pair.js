@@ -70,6 +70,7 @@ function drawSwitches() {
 }
 
 function drawLegend() {
+  const printed = make("span", { class: "printed" }, stateInWords());
   const view = pairView.answers[0]?.view ?? (REPORT.other ? state.view : "a");
   const swatch = (weight, text) => {
     const node = make("span", { class: `swatch ${view === "b" || weight < 0 ? "cold" : "warm"} h${heaviness(Math.abs(weight))}` }, text);
@@ -79,10 +80,10 @@ function drawLegend() {
   if (view === "difference") {
     pairView.parts.legend.replaceChildren(
       make("span", { class: "legend-name" }, "heavier in B"), ...[-8, -4, -2, -1, 0, 1, 2, 4, 8].map((weight) =>
-        swatch(weight, weight === 0 ? "0" : signed(weight, 1))), make("span", { class: "legend-name" }, "heavier in A"));
+        swatch(weight, weight === 0 ? "0" : signed(weight, 1))), make("span", { class: "legend-name" }, "heavier in A"), printed);
   } else {
     pairView.parts.legend.replaceChildren(make("span", { class: "legend-name" }, `weight${REPORT.other ? ` in ${VIEW_LABELS[view]}` : ""}, mean 1`),
-      ...[0.25, 0.5, 1, 2, 4, 8].map((weight) => swatch(weight, weight === 8 ? "8+" : String(weight))));
+      ...[0.25, 0.5, 1, 2, 4, 8].map((weight) => swatch(weight, weight === 8 ? "8+" : String(weight))), printed);
   }
 }
 
@@ -205,7 +206,7 @@ function drawFacts(answer) {
     fact("tokens", whole(n)),
     fact("effective", `${figure(effective, 3)} (${fixed((100 * effective) / n, 0)} %)`, "exponential of the entropy of the weights shown"),
     fact("order agreement", fixed(EXAMPLES[`agreement_${answer.name}`][answer.example]), "mass that both orders share, deepest layer"),
-    ...(answer.b ? [fact("shared by A and B", fixed(answer.shared, 3), "mass that both caches give to the same characters")] : []));
+    ...(answer.b ? [fact("shared by A and B", fixed(answer.shared, 3), "part of the weight that both caches put on the same tokens")] : []));
 }
 
 function drawHeavy(answer) {
