@@ -95,7 +95,8 @@ function startTheme() {
 function drawAbout() {
   const { cache, other } = REPORT;
   const shown = cache.shown < cache.pairs ? `${whole(cache.shown)} of ${whole(cache.pairs)} pairs` : `${whole(cache.pairs)} pairs`;
-  const named = other ? `A: ${cache.name} · B: ${other.name}` : cache.name;
+  const full = ({ name, judge, source }) => `${name} (${judge || source})`;
+  const named = other ? `A: ${full(cache)} · B: ${full(other)}` : cache.name;
   byId("about").textContent = visible([named, other ? "" : cache.judge, shown].filter(Boolean).join(" · "));
   byId("recipe").replaceChildren(recipeTable());
 }
