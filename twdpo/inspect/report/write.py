@@ -1,0 +1,107 @@
+"""Writing a report: pairs drawn, another cache's rows beside them, one file that appears whole or not at all.
+
+Not for: what stands in it (`payload.py`, `page.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twdpo.errors import UsageError
+from twdpo.inspect.charts import charts
+from twdpo.inspect.figures import gather_figures
+from twdpo.inspect.gather import Drawn
+from twdpo.inspect.report.page import page
+from twdpo.inspect.report.payload import Shown, bias_of, blocks, default_layer, report_json
+from twdpo.weights_cache import WeightRow, WeightsCache
+from twdpo.weights_cache.durable import write_file
+
+#: Layers that a report holds by itself; each takes its share of the file.
+MOST_LAYERS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportResult:
+    """What was written: pairs of the cache, those shown, and of them those without text or not in the other cache."""
+
+    out: Path
+    pairs: int
+    shown: int
+    without_text: int
+    not_in_other: int
+    layers: tuple[int, ...]
+    size: int
+
+
+def report_layers(cache: WeightsCache, asked: Sequence[int] | None = None) -> tuple[int, ...]:
+    """The layers for a report of `cache`: those asked for, else all, or where they are many, some spread over them."""
+    if asked is not None or len(cache.layers) <= MOST_LAYERS:
+        return tuple(sorted(set(asked))) if asked is not None else cache.layers
+    last = len(cache.layers) - 1
+    spread = {cache.layers[i * last // (MOST_LAYERS - 1)] for i in range(MOST_LAYERS)}
+    return tuple(sorted({*sorted(spread)[1:], default_layer(cache)}))
+
+
+def write_report(
+    cache: WeightsCache,
+    drawn: Drawn,
+    out: Path,
+    *,
+    summary: Mapping[str, Any],
+    compare: WeightsCache | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
+) -> ReportResult:
+    """Write the report of the pairs `drawn` from `cache` to the file `out`.
+
+    `summary`: names and values that stand at the top. `compare`: a cache whose weights are shown for the same pairs.
+    Raises UsageError where the other cache has none of them, CacheCorrupt, StorageError.
+    """
+    others = _rows_of(compare, drawn) if compare is not None else ()
+    if compare is not None and all(row is None for row in others):
+        raise UsageError(f"{compare.folder} has none of these pairs; compare with a cache of the same data set")
+    shown = Shown(
+        cache=cache,
+        default_layer=default_layer(cache),
+        numbers=drawn.numbers.tolist(),
+        examples=drawn.examples,
+        other=compare,
+        other_default=default_layer(compare) if compare is not None else 0,
+        others=others,
+    )
+    report = progress or (lambda _task, _done, _total: None)
+    report("figures", 0, None)
+    caption = f"{len(drawn.examples):,} of {len(cache):,} pairs"
+    drawings = charts(gather_figures(drawn.examples, cache.layers, shown.default_layer), caption)
+    bias = bias_of(shown)
+
+    def packed() -> list[str]:
+        done = []
+        for number, block in enumerate(blocks(shown, bias)):
+            done.append(block)
+            report("packing", number + 1, None)
+        return done
+
+    title = f"{cache.folder.absolute().name}: where the judge looked"
+    content = report_json(shown, bias)
+    text = "".join(page(title=title, summary=summary, charts=drawings, report=content, blocks=packed()))
+    data = text.encode()
+    write_file(out, data)
+    return ReportResult(
+        out=out,
+        pairs=len(cache),
+        shown=len(drawn.examples),
+        without_text=drawn.without_text,
+        not_in_other=sum(row is None for row in others),
+        layers=cache.layers,
+        size=len(data),
+    )
+
+
+def _rows_of(cache: WeightsCache, drawn: Drawn) -> tuple[WeightRow | None, ...]:
+    hashes = [example.row.example_hash for example in drawn.examples]
+    missing = set(cache.missing(hashes))
+    found = {row.example_hash: row for row in cache.fetch([each for each in hashes if each not in missing])}
+    return tuple(found.get(each) for each in hashes)
