@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,10 +43,26 @@ def inspect(
     ] = None,
     split: Annotated[str | None, typer.Option(help="Split of --dataset.", show_default=False)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a report to open in a browser to this file.", show_default=False)
+    ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(help="Another cache, shown beside this one in the report.", show_default=False),
+    ] = None,
+    plots: Annotated[Path | None, typer.Option(help="Draw plots into this folder.", show_default=False)] = None,
+    examples: Annotated[int, typer.Option(help="Pairs drawn at random for --html and --plots.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of that draw.")] = 0,
 ) -> None:
-    """Look at a cache: a summary, or one pair with every token shaded by its weight."""
+    """Look at a cache: a summary, one pair with every token shaded by its weight, a report, plots."""
     from twdpo.inspect.examples import open_for
 
+    if html is not None or plots is not None:
+        _check_pictures(html, example=example, layer=layer, as_json=as_json, orders=orders or sink_fix)
+        _pictures(cache, html, compare, plots, examples, seed, dataset, split)
+        return
+    if compare is not None:
+        raise UsageError("--compare needs --html FILE, the report in which the two caches are compared")
     if example is None and (orders or sink_fix):
         raise UsageError(f"{'--orders' if orders else '--sink-fix'} needs --example, which says of which pair")
     with open_for(cache, layer, text=example is not None) as opened:
@@ -52,6 +70,61 @@ def inspect(
             _summary(opened, as_json=as_json)
         else:
             _example(opened, example, dataset, split, sink_fix=sink_fix, device=device if orders else None)
+
+
+def _check_pictures(html: Path | None, *, example: str | None, layer: str | None, as_json: bool, orders: bool) -> None:
+    if example is not None or layer is not None or as_json or orders:
+        raise UsageError(
+            "--html and --plots show many pairs and all layers; leave out --example, --layer, --orders, --sink-fix "
+            "and --json"
+        )
+    if html is not None and html.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--html {html}: give a file that ends in .html")
+    if html is not None and html.is_dir():
+        raise UsageError(f"--html {html} is a folder; give a file in it")
+
+
+def _pictures(
+    folder: Path,
+    html: Path | None,
+    compare: Path | None,
+    plots: Path | None,
+    count: int,
+    seed: int,
+    dataset: str | None,
+    split: str | None,
+) -> None:
+    from twdpo import console, results
+    from twdpo.inspect.drawn import left_out
+    from twdpo.inspect.figures import gather_figures
+    from twdpo.inspect.gather import draw
+    from twdpo.inspect.plots import write_plots
+    from twdpo.inspect.report.payload import default_layer
+    from twdpo.inspect.report.write import report_layers, write_report
+    from twdpo.weights_cache import WeightsCache, read_rejects
+    from twdpo.weights_cache.manifest import Manifest
+    from twdpo.weights_cache.statistics import summarize
+
+    if compare is not None and html is None:
+        raise UsageError("--compare needs --html FILE, the report in which the two caches are compared")
+    out = console.stdout()
+    with ExitStack() as stack:
+        layers = report_layers(Manifest.load(folder))
+        cache = stack.enter_context(WeightsCache.open(folder, layers=layers))
+        other = None
+        if compare is not None:
+            layers = report_layers(Manifest.load(compare))
+            other = stack.enter_context(WeightsCache.open(compare, layers=layers, text=False))
+        drawn = draw(cache, count, seed=seed, dataset=dataset, split=split)
+        if html is not None:
+            with WeightsCache.open(folder, layers=[default_layer(cache)], text=False) as one:
+                summary = results.summary_rows(summarize(one, one.layers), one.manifest, len(read_rejects(folder)))
+            result = write_report(cache, drawn, html, summary=summary, compare=other)
+            out.print(results.table(results.report_rows(result)))
+        if plots is not None:
+            figures = gather_figures(drawn.examples, cache.layers, default_layer(cache))
+            title = f"{folder.absolute().name}, {len(drawn.examples):,} of {len(cache):,} pairs"
+            out.print(results.table(results.plot_rows(write_plots(figures, plots, title), left_out(figures))))
 
 
 def _summary(opened: WeightsCache, *, as_json: bool) -> None:

@@ -15,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from twdpo.inspect.report.write import ReportResult
     from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
     from twdpo.pipeline.importing import ImportProgress, ImportResult
     from twdpo.pipeline.train.result import TrainResult
@@ -237,3 +240,24 @@ def summary_json(
         return figures
     about = {name: value for name, value in manifest.to_json().items() if name in _ABOUT}
     return figures | {"rejected": rejected} | about
+
+
+def report_rows(result: ReportResult) -> dict[str, Any]:
+    """The summary of a report."""
+    rows: dict[str, Any] = {
+        "pairs": f"{result.shown:,} of {result.pairs:,}",
+        "layers": ", ".join(map(str, result.layers)),
+    }
+    if result.without_text:
+        rows["without texts"] = f"{result.without_text:,}; pass their data set with --dataset to see them"
+    if result.not_in_other:
+        rows["not compared"] = f"{result.not_in_other:,}, which the other cache lacks"
+    rows["size"] = decimal(result.size)
+    rows["report"] = str(result.out)
+    return rows
+
+
+def plot_rows(paths: Sequence[Path], missing: Mapping[str, str]) -> dict[str, Any]:
+    """What was drawn, and what was not, with the reason."""
+    rows: dict[str, Any] = {"plots": "\n".join(map(str, paths))}
+    return rows | {f"no {name}": reason for name, reason in missing.items()}

@@ -5,19 +5,21 @@ Not for: what stands in it (`payload.py`, `page.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from twdpo.errors import UsageError
 from twdpo.inspect.charts import charts
+from twdpo.inspect.examples import default_layers
 from twdpo.inspect.figures import gather_figures
 from twdpo.inspect.gather import Drawn
 from twdpo.inspect.report.page import page
 from twdpo.inspect.report.payload import Shown, bias_of, blocks, default_layer, report_json
 from twdpo.weights_cache import WeightRow, WeightsCache
 from twdpo.weights_cache.durable import write_file
+from twdpo.weights_cache.manifest import Manifest
 
 #: Layers that a report holds by itself; each takes its share of the file.
 MOST_LAYERS = 6
@@ -36,13 +38,14 @@ class ReportResult:
     size: int
 
 
-def report_layers(cache: WeightsCache, asked: Sequence[int] | None = None) -> tuple[int, ...]:
-    """The layers for a report of `cache`: those asked for, else all, or where they are many, some spread over them."""
-    if asked is not None or len(cache.layers) <= MOST_LAYERS:
-        return tuple(sorted(set(asked))) if asked is not None else cache.layers
-    last = len(cache.layers) - 1
-    spread = {cache.layers[i * last // (MOST_LAYERS - 1)] for i in range(MOST_LAYERS)}
-    return tuple(sorted({*sorted(spread)[1:], default_layer(cache)}))
+def report_layers(manifest: Manifest) -> tuple[int, ...]:
+    """The layers for a report of a cache: all, or where they are many, some spread over them and those that train."""
+    stored = manifest.recipe.layers
+    if len(stored) <= MOST_LAYERS:
+        return stored
+    spread = {stored[i * (len(stored) - 1) // (MOST_LAYERS - 1)] for i in range(MOST_LAYERS)}
+    training = default_layers(manifest)
+    return tuple(sorted(spread | set(training if len(training) == 1 else training[-1:])))
 
 
 def write_report(
