@@ -121,10 +121,14 @@ def _pictures(
                 summary = results.summary_rows(summarize(one, one.layers), one.manifest, len(read_rejects(folder)))
             result = write_report(cache, drawn, html, summary=summary, compare=other)
             out.print(results.table(results.report_rows(result)))
+            out.print(f"report: {result.out}", soft_wrap=True, markup=False)
         if plots is not None:
             figures = gather_figures(drawn.examples, cache.layers, default_layer(cache))
             title = f"{folder.absolute().name}, {len(drawn.examples):,} of {len(cache):,} pairs"
-            out.print(results.table(results.plot_rows(write_plots(figures, plots, title), left_out(figures))))
+            for path in write_plots(figures, plots, title):
+                out.print(str(path), soft_wrap=True, markup=False)
+            for name, reason in left_out(figures).items():
+                out.print(f"no plot {name}: {reason}", soft_wrap=True, markup=False)
 
 
 def _summary(opened: WeightsCache, *, as_json: bool) -> None:

@@ -15,8 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from twdpo.inspect.report.write import ReportResult
     from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
     from twdpo.pipeline.importing import ImportProgress, ImportResult
@@ -253,11 +251,4 @@ def report_rows(result: ReportResult) -> dict[str, Any]:
     if result.not_in_other:
         rows["not compared"] = f"{result.not_in_other:,}, which the other cache lacks"
     rows["size"] = decimal(result.size)
-    rows["report"] = str(result.out)
     return rows
-
-
-def plot_rows(paths: Sequence[Path], missing: Mapping[str, str]) -> dict[str, Any]:
-    """What was drawn, and what was not, with the reason."""
-    rows: dict[str, Any] = {"plots": "\n".join(map(str, paths))}
-    return rows | {f"no {name}": reason for name, reason in missing.items()}
