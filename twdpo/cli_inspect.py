@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,8 +57,13 @@ def inspect(
     from twdpo.inspect.examples import open_for
 
     if html is not None or plots is not None:
-        _check_pictures(html, example=example, layer=layer, as_json=as_json, orders=orders or sink_fix)
-        _pictures(cache, html, compare, plots, examples, seed, dataset, split)
+        if example is not None or layer is not None or as_json or orders or sink_fix:
+            raise UsageError(
+                "--html and --plots show many pairs and all layers; leave out --example, --layer, --orders, "
+                "--sink-fix and --json"
+            )
+        choices = {"compare": compare, "examples": examples, "seed": seed, "dataset": dataset, "split": split}
+        _pictures(cache, html, plots, **choices)
         return
     if compare is not None:
         raise UsageError("--compare needs --html FILE, the report in which the two caches are compared")
@@ -72,63 +76,19 @@ def inspect(
             _example(opened, example, dataset, split, sink_fix=sink_fix, device=device if orders else None)
 
 
-def _check_pictures(html: Path | None, *, example: str | None, layer: str | None, as_json: bool, orders: bool) -> None:
-    if example is not None or layer is not None or as_json or orders:
-        raise UsageError(
-            "--html and --plots show many pairs and all layers; leave out --example, --layer, --orders, --sink-fix "
-            "and --json"
-        )
-    if html is not None and html.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--html {html}: give a file that ends in .html")
-    if html is not None and html.is_dir():
-        raise UsageError(f"--html {html} is a folder; give a file in it")
-
-
-def _pictures(
-    folder: Path,
-    html: Path | None,
-    compare: Path | None,
-    plots: Path | None,
-    count: int,
-    seed: int,
-    dataset: str | None,
-    split: str | None,
-) -> None:
+def _pictures(folder: Path, html: Path | None, plots: Path | None, **choices: Any) -> None:
     from twdpo import console, results
-    from twdpo.inspect.drawn import left_out
-    from twdpo.inspect.figures import gather_figures
-    from twdpo.inspect.gather import draw
-    from twdpo.inspect.plots import write_plots
-    from twdpo.inspect.report.payload import default_layer
-    from twdpo.inspect.report.write import report_layers, write_report
-    from twdpo.weights_cache import WeightsCache, read_rejects
-    from twdpo.weights_cache.manifest import Manifest
-    from twdpo.weights_cache.statistics import summarize
+    from twdpo.inspect import write_report
 
-    if compare is not None and html is None:
-        raise UsageError("--compare needs --html FILE, the report in which the two caches are compared")
+    done = write_report(folder, html=html, plots=plots, **choices)
     out = console.stdout()
-    with ExitStack() as stack:
-        layers = report_layers(Manifest.load(folder))
-        cache = stack.enter_context(WeightsCache.open(folder, layers=layers))
-        other = None
-        if compare is not None:
-            layers = report_layers(Manifest.load(compare))
-            other = stack.enter_context(WeightsCache.open(compare, layers=layers, text=False))
-        drawn = draw(cache, count, seed=seed, dataset=dataset, split=split)
-        if html is not None:
-            with WeightsCache.open(folder, layers=[default_layer(cache)], text=False) as one:
-                summary = results.summary_rows(summarize(one, one.layers), one.manifest, len(read_rejects(folder)))
-            result = write_report(cache, drawn, html, summary=summary, compare=other)
-            out.print(results.table(results.report_rows(result)))
-            out.print(f"report: {result.out}", soft_wrap=True, markup=False)
-        if plots is not None:
-            figures = gather_figures(drawn.examples, cache.layers, default_layer(cache))
-            title = f"{folder.absolute().name}, {len(drawn.examples):,} of {len(cache):,} pairs"
-            for path in write_plots(figures, plots, title):
-                out.print(str(path), soft_wrap=True, markup=False)
-            for name, reason in left_out(figures).items():
-                out.print(f"no plot {name}: {reason}", soft_wrap=True, markup=False)
+    if done.html is not None:
+        out.print(results.table(results.report_rows(done.html)))
+        out.print(f"report: {done.html.out}", soft_wrap=True, markup=False)
+    for path in done.plots:
+        out.print(str(path), soft_wrap=True, markup=False)
+    for name, reason in done.left_out.items():
+        out.print(f"no plot {name}: {reason}", soft_wrap=True, markup=False)
 
 
 def _summary(opened: WeightsCache, *, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
     twdpo.inspect.show("weights_cache", "random")      a pair, shaded, in a notebook
     twdpo.inspect.to_pandas("weights_cache")           a row a pair
+    twdpo.inspect.write_report("weights_cache", "r.html") a page to open in a browser
 
 Figures over all of it: `twdpo.weights_cache.statistics`. Names are imported when first used.
 """
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from twdpo.inspect.frames import to_pandas
     from twdpo.inspect.notebook import PairView, show
+    from twdpo.inspect.pictures import write_report
 
-__all__ = ["PairView", "show", "to_pandas"]
+__all__ = ["PairView", "show", "to_pandas", "write_report"]
 
-_HOMES = {"PairView": "notebook", "show": "notebook", "to_pandas": "frames"}
+_HOMES = {"PairView": "notebook", "show": "notebook", "to_pandas": "frames", "write_report": "pictures"}
 
 
 def __getattr__(name: str) -> object:

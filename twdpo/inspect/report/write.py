@@ -5,7 +5,7 @@ Not for: what stands in it (`payload.py`, `page.py`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from twdpo.errors import UsageError
 from twdpo.inspect.charts import charts
 from twdpo.inspect.examples import default_layers
-from twdpo.inspect.figures import gather_figures
+from twdpo.inspect.figures import Figures
 from twdpo.inspect.gather import Drawn
 from twdpo.inspect.report.page import page
 from twdpo.inspect.report.payload import Shown, bias_of, blocks, default_layer, report_json
@@ -48,18 +48,19 @@ def report_layers(manifest: Manifest) -> tuple[int, ...]:
     return tuple(sorted(spread | set(training if len(training) == 1 else training[-1:])))
 
 
-def write_report(
+def write_page(
     cache: WeightsCache,
     drawn: Drawn,
     out: Path,
     *,
     summary: Mapping[str, Any],
+    figures: Figures,
     compare: WeightsCache | None = None,
-    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> ReportResult:
     """Write the report of the pairs `drawn` from `cache` to the file `out`.
 
-    `summary`: names and values that stand at the top. `compare`: a cache whose weights are shown for the same pairs.
+    `summary`: names and values that stand at the top. `figures`: of the pairs drawn. `compare`: a cache whose weights
+    are shown for the same pairs.
     Raises UsageError where the other cache has none of them, CacheCorrupt, StorageError.
     """
     others = _rows_of(compare, drawn) if compare is not None else ()
@@ -74,22 +75,13 @@ def write_report(
         other_default=default_layer(compare) if compare is not None else 0,
         others=others,
     )
-    report = progress or (lambda _task, _done, _total: None)
-    report("figures", 0, None)
     caption = f"{len(drawn.examples):,} of {len(cache):,} pairs"
-    drawings = charts(gather_figures(drawn.examples, cache.layers, shown.default_layer), caption)
+    drawings = charts(figures, caption)
     bias = bias_of(shown)
-
-    def packed() -> list[str]:
-        done = []
-        for number, block in enumerate(blocks(shown, bias)):
-            done.append(block)
-            report("packing", number + 1, None)
-        return done
 
     title = f"{cache.folder.absolute().name}: where the judge looked"
     content = report_json(shown, bias)
-    text = "".join(page(title=title, summary=summary, charts=drawings, report=content, blocks=packed()))
+    text = "".join(page(title=title, summary=summary, charts=drawings, report=content, blocks=blocks(shown, bias)))
     data = text.encode()
     write_file(out, data)
     return ReportResult(
