@@ -56,7 +56,7 @@ class StopsAfter(FakeEngine):
         self._left = windows
 
     def read(
-        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]
+        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
     ) -> list[Reading]:
         if self._left == 0:
             raise KeyboardInterrupt
@@ -88,6 +88,15 @@ def test_interrupted_and_resumed_equals_uninterrupted(pairs_file: Path, tmp_path
     counts = run(pairs_file, tmp_path / "out").counts
     assert (counts.cached, counts.written) == (32, 4)
     assert equal(tmp_path / "whole", tmp_path / "out")
+
+
+def test_without_the_verdict_the_weights_are_the_same(pairs_file: Path, tmp_path: Path) -> None:
+    run(pairs_file, tmp_path / "with")
+    result = run(pairs_file, tmp_path / "without", verdict=False)
+    assert result.judge_accuracy is None
+    assert equal(tmp_path / "with", tmp_path / "without")
+    with WeightsCache.open(tmp_path / "without") as cache:
+        assert all(np.isnan([row.judge_prob_cr, row.judge_prob_rc]).all() for row in cache.rows())
 
 
 def test_order_of_pairs_and_a_second_data_set_do_not_matter(pairs_file: Path, tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ class AnnotateConfig:
     """The configuration of stage one.
 
     dataset: a named source, a local file or folder, or a hub id. model: the judge. layers: numbers separated by
-    commas, `all`, or None for five layers over the depth. batch_size: prompts in one forward pass, None for as many
-    as a token budget allows. seed: with `limit`, draw the pairs at random instead of taking the first.
+    commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of the chosen
+    answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward pass, None
+    for as many as a token budget allows. seed: with `limit`, draw the pairs at random instead of taking the first.
     Raises UsageError where a value is out of range.
     """
 
@@ -28,6 +29,7 @@ class AnnotateConfig:
     limit: int | None = None
     seed: int | None = None
     layers: str | None = None
+    verdict: bool = True
     dtype: str = "auto"
     device: str = "auto"
     max_length: int = 2048
@@ -59,6 +61,7 @@ HELP = {
     "limit": "Judge so many pairs only: the first, or see --seed.",
     "seed": "Draw the --limit pairs at random with this seed.",
     "layers": "Layers to store, such as 7,15,31 or -1 (the last) or all; five over the depth unless given.",
+    "verdict": "Keep which answer the judge prefers; without it judging ends at the deepest layer stored.",
     "dtype": "auto, float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 elsewhere.",
     "device": "auto, cpu, cuda, cuda:1 or mps.",
     "max_length": "Longest judge prompt in tokens; longer pairs are cut as published.",

@@ -24,7 +24,7 @@ class Judge:
     engine: Engine
     builder: PromptBuilder
     layers: tuple[int, ...]
-    verdict_ids: tuple[int, int]
+    verdict_ids: tuple[int, int] | None
     recipe: Recipe
 
     @classmethod
@@ -56,7 +56,8 @@ class Judge:
             orders=_ORDERS,
             layers=layers,
         )
-        return cls(engine=engine, builder=builder, layers=layers, verdict_ids=builder.verdict_ids(), recipe=recipe)
+        verdict_ids = builder.verdict_ids() if config.verdict else None
+        return cls(engine=engine, builder=builder, layers=layers, verdict_ids=verdict_ids, recipe=recipe)
 
 
 def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:

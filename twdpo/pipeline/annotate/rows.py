@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,8 +49,8 @@ def make_row(
         example_hash=pair.example_hash,
         chosen=sides["chosen"],
         rejected=sides["rejected"],
-        judge_prob_cr=verdict_probability(*cr.verdict_logits),
-        judge_prob_rc=1.0 - verdict_probability(*rc.verdict_logits),
+        judge_prob_cr=_prefers_a(cr),
+        judge_prob_rc=1.0 - _prefers_a(rc),
         attention_share_chosen=share["chosen"],
         attention_share_rejected=share["rejected"],
         order_agreement_chosen=order_agreement(*both[deepest]["chosen"]),
@@ -75,6 +76,11 @@ def order_weights(
         )
 
     return {side: (weights(side, 0), weights(side, 1)) for side in spans}
+
+
+def _prefers_a(reading: Reading) -> float:
+    """The probability of verdict A, NaN where the verdict was not asked for."""
+    return math.nan if reading.verdict_logits is None else verdict_probability(*reading.verdict_logits)
 
 
 def _by_side(

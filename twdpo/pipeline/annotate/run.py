@@ -24,8 +24,9 @@ from twdpo.preferences import Pair, PairStream, Reject, draw_rows, load, resolve
 from twdpo.weights_cache import CacheWriter
 from twdpo.weights_cache.durable import write_file
 
-#: Pairs that are tokenized together and sorted into batches by length.
-WINDOW = 32
+#: Pairs that are tokenized together and handed to the engine at once: so many at least, and at the most where the
+#: engine wants more.
+WINDOW, _WINDOW_MOST = 32, 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +128,15 @@ class _Run:
     def annotate(self, rows: Iterable[Pair | Reject]) -> None:
         """Judge every pair that the cache does not hold yet."""
         window: list[tuple[Pair, tuple[JudgePrompt, JudgePrompt]]] = []
+        tokens, enough = 0, self._judge.engine.window_tokens
         for row in rows:
             ready = self._take(row)
             if ready is not None:
                 window.append(ready)
-            if len(window) == WINDOW:
+                tokens += sum(len(prompt.ids) for prompt in ready[1])
+            if len(window) >= WINDOW and (tokens >= enough or len(window) >= _WINDOW_MOST):
                 self._judge_window(window)
-                window = []
+                window, tokens = [], 0
         self._judge_window(window)
 
     def _take(self, row: Pair | Reject) -> tuple[Pair, tuple[JudgePrompt, JudgePrompt]] | None:
@@ -170,7 +173,8 @@ class _Run:
                 include_text=self._config.include_text,
             )
             self._writer.add(row)
-            self._verdicts.append((row.judge_prob_cr + row.judge_prob_rc) / 2 > 0.5)
+            if self._judge.verdict_ids is not None:
+                self._verdicts.append((row.judge_prob_cr + row.judge_prob_rc) / 2 > 0.5)
             self._count(
                 written=1, truncated=int(row.truncated), tokens=sum(len(prompt.ids) for prompt in both), report=False
             )

@@ -20,11 +20,11 @@ class Reading:
     """What one judge prompt gave.
 
     attention: per wanted layer the reading position's softmax attention, mean over heads, on answer A and on
-    answer B; float32[tokens of the answer] each. verdict_logits: of the verdicts A and B.
+    answer B; float32[tokens of the answer] each. verdict_logits: of the verdicts A and B, None where not asked for.
     """
 
     attention: Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
-    verdict_logits: tuple[float, float]
+    verdict_logits: tuple[float, float] | None
 
 
 class Engine(ABC):
@@ -44,8 +44,17 @@ class Engine(ABC):
         """How many tokens back a layer attends, None for the whole prompt."""
         return None
 
+    @property
+    def window_tokens(self) -> int:
+        """How many tokens of prompts `read` wants at once, at the least, to be fast."""
+        return 0
+
     @abstractmethod
     def read(
-        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]
+        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
     ) -> list[Reading]:
-        """One reading a prompt, in order. Raises ModelError where the model cannot give its attention."""
+        """One reading a prompt, in order; both orders of a pair stand beside each other.
+
+        verdict_ids: the tokens of the verdicts A and B; None where the verdict is not asked for, and an engine may then
+        stop at the deepest of `layers`. Raises ModelError where the model cannot give its attention.
+        """

@@ -24,12 +24,12 @@ class FakeEngine(Engine):
         return self._num_layers
 
     def read(
-        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]
+        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
     ) -> list[Reading]:
         """Positive pseudo-random attention that sums to less than 1 over the prompt."""
-        return [self._reading(prompt, layers) for prompt in prompts]
+        return [self._reading(prompt, layers, verdict=verdict_ids is not None) for prompt in prompts]
 
-    def _reading(self, prompt: JudgePrompt, layers: Sequence[int]) -> Reading:
+    def _reading(self, prompt: JudgePrompt, layers: Sequence[int], *, verdict: bool) -> Reading:
         seed = zlib.crc32(prompt.ids.tobytes())
 
         def attention(layer: int, span: AnswerSpan) -> NDArray[np.float32]:
@@ -41,5 +41,5 @@ class FakeEngine(Engine):
             attention={
                 layer: (attention(layer, prompt.answer_a), attention(layer, prompt.answer_b)) for layer in layers
             },
-            verdict_logits=(float(logits[0]), float(logits[1])),
+            verdict_logits=(float(logits[0]), float(logits[1])) if verdict else None,
         )

@@ -64,7 +64,7 @@ class TransformersEngine(Engine):
         return int(window) if kinds or getattr(self._config, "use_sliding_window", True) else None
 
     def read(
-        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]
+        self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
     ) -> list[Reading]:
         """One reading a prompt, in order; batches are formed by length."""
         readings: dict[int, Reading] = {}
@@ -85,7 +85,9 @@ class TransformersEngine(Engine):
         return batches
 
     @torch.inference_mode()
-    def _run(self, prompts: list[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int]) -> list[Reading]:
+    def _run(
+        self, prompts: list[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
+    ) -> list[Reading]:
         lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=self._device)
         ids = torch.zeros((len(prompts), int(lengths.max())), dtype=torch.long)
         for row, prompt in enumerate(prompts):
@@ -96,7 +98,7 @@ class TransformersEngine(Engine):
         if missing := sorted(recorder.layers - recorder.rows.keys()):
             raise ModelError(f"{_no_interface(self._model)} (layer {missing[0]} gave no attention)")
         rows = {layer: recorder.rows[layer].cpu().numpy() for layer in layers}
-        verdicts = logits[:, list(verdict_ids)].float().cpu().tolist()
+        verdicts = None if verdict_ids is None else logits[:, list(verdict_ids)].float().cpu().tolist()
         return [
             Reading(
                 attention={
@@ -106,7 +108,7 @@ class TransformersEngine(Engine):
                     )
                     for layer, row in rows.items()
                 },
-                verdict_logits=(verdicts[i][0], verdicts[i][1]),
+                verdict_logits=None if verdicts is None else (verdicts[i][0], verdicts[i][1]),
             )
             for i, prompt in enumerate(prompts)
         ]
