@@ -1,18 +1,15 @@
-"""One row of attention out of transformers' own attention interface.
+"""The attention function, `twdpo_capture`, that the transformers engine gives to a model.
 
-Registers an attention function, `twdpo_capture`, beside transformers' own. It computes the layer's output with the
-fastest exact kernel and, while a recorder is active and wants the layer, the softmax of one query against the
-layer's keys: q at the reading position, nothing else. A full attention map is never built.
-
-The matching mask function is registered too: without one, transformers would drop the mask without a word.
-Not for: batching and reading out (`transformers.py` beside this).
+While a pass of the engine is running, attention is that pass's affair (`packed.py`, `padded.py`); else it is computed
+with the fastest exact kernel. The matching mask function is registered too: without one, transformers would drop the
+mask without a word.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,29 +18,35 @@ from twdpo.errors import ModelError
 
 NAME = "twdpo_capture"
 
-#: Arguments that change the scores in ways that the captured row would not follow.
+#: Arguments that change the scores in ways that are not followed here.
 _UNSUPPORTED = ("position_bias", "head_mask", "block_mask", "score_mod")
 #: How many queries a soft-capped layer computes at a time.
 _CHUNK = 128
 
 
-class Recorder:
-    """Collects, for each wanted layer, the attention of one position per sequence; float32 [batch, length]."""
-
-    def __init__(self, layers: Sequence[int], positions: Tensor) -> None:
-        self.layers = frozenset(layers)
-        self.positions = positions
-        self.rows: dict[int, Tensor] = {}
+class EnoughError(Exception):
+    """Everything that was asked for is known: the pass need not go on."""
 
 
-_active: Recorder | None = None
+class Pass(Protocol):
+    """A forward pass that computes attention itself. masked: whether it wants transformers' mask."""
+
+    masked: bool
+
+    def attend(
+        self, module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **arguments: Any
+    ) -> Tensor:
+        """query [B, H, T, D], key and value [B, K, T, D] → [B, T, H, D]."""
+
+
+_active: Pass | None = None
 
 
 @contextlib.contextmanager
-def recording(recorder: Recorder) -> Iterator[None]:
-    """Let `twdpo_capture` fill `recorder` while the block runs."""
+def running(forward_pass: Pass) -> Iterator[None]:
+    """Let `forward_pass` compute the attention of models with `twdpo_capture` while the block runs."""
     global _active
-    _active, before = recorder, _active
+    _active, before = forward_pass, _active
     try:
         yield
     finally:
@@ -53,10 +56,9 @@ def recording(recorder: Recorder) -> Iterator[None]:
 def register() -> str:
     """Make the attention function known to transformers and return its name; harmless when repeated."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, capture_attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, _mask)
     return NAME
 
 
@@ -74,61 +76,26 @@ def capture_attention(
             raise ModelError(
                 f"{type(module).__name__} uses {name}, which attention capture does not follow; use another judge"
             )
-    recorder = _active
-    layer = getattr(module, "layer_idx", None)
-    if recorder is not None and layer in recorder.layers:
-        if layer in recorder.rows:
-            raise ModelError(f"layer {layer} runs attention more than once a pass; such models are not supported")
-        recorder.rows[layer] = attention_row(query, key, attention_mask, recorder.positions, **kwargs)
-    if kwargs.get("softcap") is not None or kwargs.get("s_aux") is not None:
-        return _chunked_attention(query, key, value, attention_mask, **kwargs), None
-    return _sdpa(module, query, key, value, attention_mask, **kwargs), None
+    compute = plain_attention if _active is None else _active.attend
+    return compute(module, query, key, value, attention_mask, **kwargs), None
 
 
-def attention_row(
-    query: Tensor,
-    key: Tensor,
-    attention_mask: Tensor | None,
-    positions: Tensor,
-    *,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: Tensor | None = None,
-    **_others: Any,
+def plain_attention(
+    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **arguments: Any
 ) -> Tensor:
-    """The softmax attention of query `positions[b]` in each sequence, mean over heads; float32 [batch, length].
-
-    query: [batch, heads, length, width]; key: [batch, kv heads, length, width]; attention_mask: None for plain
-    causal, else [batch or 1, heads or 1, length, length], bool (True: seen) or additive.
-    """
-    batch, heads, _, width = query.shape
-    kv_heads, length = key.shape[1], key.shape[2]
-    rows = torch.arange(batch, device=query.device)
-    # Grouped heads: query head h reads key head h // (heads // kv_heads).
-    q = query[rows, :, positions].view(batch, kv_heads, heads // kv_heads, width)
-    scores = torch.matmul(q, key.transpose(-1, -2)).float() * (width**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.view(batch, heads, length)
-    if attention_mask is None:
-        seen = torch.arange(length, device=query.device) <= positions[:, None]
-        scores = scores.masked_fill(~seen[:, None], float("-inf"))
-    else:
-        row = attention_mask[rows if attention_mask.shape[0] == batch else torch.zeros_like(rows), :, positions]
-        scores = scores.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else scores + row.float()
-    if s_aux is not None:
-        sinks = s_aux.float().view(1, heads, 1).expand(batch, heads, 1)
-        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1].mean(dim=1)
-    return scores.softmax(dim=-1).mean(dim=1)
-
-
-def _sdpa(
-    module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> Tensor:
+    """Attention under transformers' own mask; [batch, length, heads, width]."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    if arguments.get("softcap") is not None or arguments.get("s_aux") is not None:
+        return _chunked_attention(query, key, value, mask, **arguments)
+    output, _ = sdpa_attention_forward(module, query, key, value, mask, **arguments)
     return output
+
+
+def _mask(*arguments: Any, **options: Any) -> Tensor | None:
+    from transformers.masking_utils import sdpa_mask
+
+    return sdpa_mask(*arguments, **options) if _active is None or _active.masked else None
 
 
 def _chunked_attention(

@@ -1,47 +1,59 @@
-"""The transformers engine: batches of judge prompts, one attention row per wanted layer, one position of logits.
+"""The transformers engine: judge prompts that share what they begin with, one attention row a wanted layer.
 
-Sequences are padded on the right and run without a padding mask: under causal attention no real token can see what
-follows it, so the numbers are those of each prompt alone and the fast causal kernels apply.
+The judge template's beginning is computed once a run, the question once a pair, nothing is padding, and the last layer
+is computed at the reading positions only. Whether a model can be run so is tried on a few tokens; one that mixes
+positions outside of its attention runs each prompt whole. Where memory runs out, a pass is halved. Not for: the passes
+themselves (`passes.py`).
 """
 
 from __future__ import annotations
 
+import gc
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from twdpo.errors import ModelError
 from twdpo.pipeline.annotate.engines.base import Engine, Reading
-from twdpo.pipeline.annotate.engines.capture import Recorder, recording, register
+from twdpo.pipeline.annotate.engines.capture import register
+from twdpo.pipeline.annotate.engines.passes import InARow, Padded, RawReadings, Way, no_interface
+from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
+from twdpo.pipeline.cpu_linear import use_fast_linear
 
-#: Padded tokens in one forward pass, where no batch size is given.
+#: Tokens in one forward pass at the most, where it holds more than a pair.
 _TOKENS_ON_CPU, _TOKENS_ON_ACCELERATOR = 2048, 32768
+#: How far logits in a row may be from those of whole prompts, relative to their length as vectors.
+_CLOSE = {torch.float32: 1e-3, torch.float64: 1e-3}
+_CLOSE_IN_HALF = 0.1
+
+_log = logging.getLogger(__name__)
 
 
 class TransformersEngine(Engine):
     """Reads attention from any decoder that uses transformers' attention interface.
 
-    `batch_size`: prompts in one forward pass at the most; None lets a budget of tokens decide.
+    `batch_size`: prompts in one forward pass at the most; None lets `token_budget` decide, or a default for the device.
     Raises ModelError where the model has an attention of its own, out of this engine's reach.
     """
 
-    def __init__(self, model: Any, *, batch_size: int | None = None) -> None:
+    def __init__(self, model: Any, *, batch_size: int | None = None, token_budget: int | None = None) -> None:
         self._model = model
         self._config = model.config.get_text_config()
-        self._device = model.device
         self._batch_size = batch_size
-        self._token_budget = _TOKENS_ON_CPU if self._device.type == "cpu" else _TOKENS_ON_ACCELERATOR
-        self._head = model.get_output_embeddings()
-        if self._head is None:
+        self._on_cpu = model.device.type == "cpu"
+        self._budget = token_budget or (_TOKENS_ON_CPU if self._on_cpu else _TOKENS_ON_ACCELERATOR)
+        if model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no language-model head; use a causal language model")
         try:
             model.set_attn_implementation(register())
         except (ValueError, KeyError, ImportError, NotImplementedError):
-            raise ModelError(_no_interface(model)) from None
+            raise ModelError(no_interface(model)) from None
+        use_fast_linear(model)
+        self._way: Way | None = None
 
     @property
     def num_layers(self) -> int:
@@ -55,6 +67,11 @@ class TransformersEngine(Engine):
         full = tuple(i for i, kind in enumerate(kinds or ()) if kind == "full_attention")
         return full or tuple(range(self.num_layers))
 
+    @property
+    def window_tokens(self) -> int:
+        """A few passes at once on an accelerator, so that all are about full."""
+        return 0 if self._on_cpu else 4 * self._budget
+
     def reach(self, layer: int) -> int | None:
         """The sliding window of a layer that has one."""
         window = getattr(self._config, "sliding_window", None)
@@ -63,77 +80,117 @@ class TransformersEngine(Engine):
             return None
         return int(window) if kinds or getattr(self._config, "use_sliding_window", True) else None
 
+    @torch.inference_mode()
     def read(
         self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
     ) -> list[Reading]:
-        """One reading a prompt, in order; batches are formed by length."""
+        """One reading a prompt, in order."""
+        if not prompts:
+            return []
+        ids = [prompt.ids for prompt in prompts]
+        if self._way is None:
+            self._way = self._choose_way(ids[0])
         readings: dict[int, Reading] = {}
-        for batch in self._batches(prompts):
-            readings |= zip(batch, self._run([prompts[i] for i in batch], layers, verdict_ids), strict=True)
+        waiting = self._way.plan(ids)
+        while waiting:
+            part = self._way.take(waiting, self._budget, self._batch_size)
+            waiting = waiting[len(part) :]
+            raw = self._run(part, ids, layers, verdict=verdict_ids is not None)
+            if raw is None:
+                waiting = [*self._halve(part, ids), *waiting]
+            else:
+                readings |= _cut_out(raw, prompts, verdict_ids)
         return [readings[i] for i in range(len(prompts))]
 
-    def _batches(self, prompts: Sequence[JudgePrompt]) -> list[list[int]]:
-        """Prompts of similar length together, longest first, within the budget."""
-        batches: list[list[int]] = []
-        width = 0
-        for i in sorted(range(len(prompts)), key=lambda i: (-len(prompts[i].ids), i)):
-            full = self._batch_size or max(1, self._token_budget // max(width, 1))
-            if not batches or len(batches[-1]) >= full:
-                batches.append([])
-                width = len(prompts[i].ids)
-            batches[-1].append(i)
-        return batches
-
-    @torch.inference_mode()
-    def _run(
-        self, prompts: list[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None
-    ) -> list[Reading]:
-        lengths = torch.tensor([len(prompt.ids) for prompt in prompts], device=self._device)
-        ids = torch.zeros((len(prompts), int(lengths.max())), dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt.ids)] = torch.from_numpy(prompt.ids.astype(np.int64))
-        recorder = Recorder(layers, lengths - 1)
-        with recording(recorder):
-            logits = self._last_logits(ids.to(self._device), recorder.positions)
-        if missing := sorted(recorder.layers - recorder.rows.keys()):
-            raise ModelError(f"{_no_interface(self._model)} (layer {missing[0]} gave no attention)")
-        rows = {layer: recorder.rows[layer].cpu().numpy() for layer in layers}
-        verdicts = None if verdict_ids is None else logits[:, list(verdict_ids)].float().cpu().tolist()
-        return [
-            Reading(
-                attention={
-                    layer: (
-                        row[i, prompt.answer_a.first : prompt.answer_a.last].copy(),
-                        row[i, prompt.answer_b.first : prompt.answer_b.last].copy(),
-                    )
-                    for layer, row in rows.items()
-                },
-                verdict_logits=None if verdicts is None else (verdicts[i][0], verdicts[i][1]),
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-
-    def _last_logits(self, ids: Tensor, positions: Tensor) -> Tensor:
-        """Logits [batch, vocabulary] at `positions`: the head is given these positions' hidden states only.
-
-        The model's own forward calls the head, so that what it does to logits afterwards (soft caps, scales) is done.
-        """
-        rows = torch.arange(len(ids), device=ids.device)
-
-        def gather(_head: torch.nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (arguments[0][rows, positions][:, None], *arguments[1:])
-
-        handle = self._head.register_forward_pre_hook(gather)
+    def _run(self, part: list[Tree], ids: Sequence[Ids], layers: Sequence[int], *, verdict: bool) -> RawReadings | None:
+        """One pass, or None where there was not memory enough for it."""
+        assert self._way is not None
         try:
-            output = self._model(input_ids=ids, use_cache=False)
-        finally:
-            handle.remove()
-        logits: Tensor = output.logits[:, -1]
-        return logits
+            return self._way.run(part, ids, layers, verdict=verdict)
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+        # Out of the handler, the failed pass's tensors are gone with its frames.
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+    def _halve(self, part: list[Tree], ids: Sequence[Ids]) -> list[Tree]:
+        """The same work in two, and a smaller budget for all that follows. Raises ModelError where it is one prompt."""
+        tokens = sum(tree.tokens for tree in part)
+        parts = halves(part)
+        if parts is None:
+            raise ModelError(
+                f"out of memory on a single judge prompt of {len(ids[part[0].prompts[0]])} tokens; "
+                "use a smaller --max-length, or --dtype bfloat16, or a smaller judge"
+            )
+        self._budget = max(tokens // 2, 1)
+        _log.warning("out of memory on a pass of %d tokens; going on with %d", tokens, self._budget)
+        return [*parts[0], *parts[1]]
+
+    def _choose_way(self, ids: Ids) -> Way:
+        """In a row where that gives what whole prompts give, and the last layer cut down where that does too."""
+        kinds = set(getattr(self._config, "layer_types", None) or ())
+        if kinds <= {"full_attention", "sliding_attention"}:
+            for trim in (True, False):
+                if self._agrees(InARow(self._model, self.num_layers, trim=trim), ids):
+                    return InARow(self._model, self.num_layers, trim=trim)
+        return Padded(self._model, self.num_layers)
+
+    def _agrees(self, way: InARow, ids: Ids) -> bool:
+        """Whether a few short prompts give the same logits in a row as whole."""
+        probes = _probes(ids)
+        plain = Padded(self._model, self.num_layers)
+        layers = (self.num_layers - 1,)
+        expected = plain.run(plain.plan(probes), probes, layers, verdict=True)
+        try:
+            got = way.run(way.plan(probes), probes, layers, verdict=True)
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
+            if isinstance(error, RuntimeError) and _out_of_memory(error):
+                raise
+            return False
+        if any(way.windows.get(layer, -1) != self.reach(layer) for layer in range(self.num_layers)):
+            return False
+        assert expected.logits is not None
+        assert got.logits is not None
+        wanted = expected.logits[np.argsort(expected.prompts)]
+        error_R = (got.logits[np.argsort(got.prompts)] - wanted).norm(dim=1) / wanted.norm(dim=1)
+        return bool((error_R < _CLOSE.get(self._model.dtype, _CLOSE_IN_HALF)).all())
 
 
-def _no_interface(model: Any) -> str:
-    return (
-        f"{type(model).__name__} does not use transformers' attention interface, so its attention cannot be read; "
-        "use another judge"
-    )
+def _probes(ids: Ids) -> list[Ids]:
+    """Three short prompts of real tokens with a common head, two of them with a common stem.
+
+    Their tails are as short as can be: what leaks into a tail from its neighbours in the row has then faded least.
+    """
+    tokens = np.resize(ids, 64)
+    head, stem = tokens[:20], tokens[20:28]
+    tails = (tokens[28:29], tokens[29:31][::-1])
+    return [np.concatenate([head, stem, tail]) for tail in tails] + [np.concatenate([head, tokens[40:43]])]
+
+
+def _cut_out(
+    raw: RawReadings, prompts: Sequence[JudgePrompt], verdict_ids: tuple[int, int] | None
+) -> dict[int, Reading]:
+    """The answers' parts of the rows, and the verdicts' logits."""
+    verdicts = None if raw.logits is None or verdict_ids is None else raw.logits[:, list(verdict_ids)].cpu().tolist()
+
+    def answers(row: Any, prompt: JudgePrompt) -> tuple[Any, Any]:
+        spans = (prompt.answer_a, prompt.answer_b)
+        first, second = (row[span.first : span.last].copy() for span in spans)
+        return first, second
+
+    return {
+        index: Reading(
+            attention={layer: answers(rows[r], prompts[index]) for layer, rows in raw.rows.items()},
+            verdict_logits=None if verdicts is None else (verdicts[r][0], verdicts[r][1]),
+        )
+        for r, index in enumerate(raw.prompts)
+    }
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
