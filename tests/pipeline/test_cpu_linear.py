@@ -10,8 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from tests.fixtures.tiny_models import tiny_model
 from twdpo.pipeline import cpu_linear
-from twdpo.pipeline.cpu_linear import FastLinear, matmul_nt, onednn_is_faster, use_fast_linear
+from twdpo.pipeline.cpu_linear import (
+    FastExactLinear,
+    FastLinear,
+    exact_matmul_nt,
+    matmul_nt,
+    onednn_is_faster,
+    use_fast_exact_linear,
+    use_fast_linear,
+)
 
 
 @pytest.fixture
@@ -89,3 +98,43 @@ def test_the_processor_decides(
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
     monkeypatch.setattr(cpu_linear, "_works", lambda: True)
     assert onednn_is_faster() is faster
+
+
+@pytest.mark.usefixtures("faster")
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [16, 192, 193, 500])
+def test_in_pieces(width: int, bias: bool) -> None:
+    """Whatever the pieces: the values, the weights as their users see them, and a second call changes nothing."""
+    torch.manual_seed(0)
+    plain = nn.Linear(width, 9, bias=bias)
+    exact = nn.Sequential(copy.deepcopy(plain))
+    assert use_fast_exact_linear(exact) == 1
+    assert type(exact[0]) is FastExactLinear
+    assert use_fast_exact_linear(exact) == 0
+    assert torch.equal(exact[0].weight, plain.weight)
+    x = torch.randn(2, 7, width)
+    with torch.inference_mode():
+        torch.testing.assert_close(exact(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert exact(x[:, :0]).shape == (2, 0, 9)
+        assert exact(x.double().float()[..., :width]).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("faster")
+def test_pieces_round_less_than_one_long_sum() -> None:
+    torch.manual_seed(0)
+    a, b = torch.rand(64, 1536), torch.rand(1536, 48).t()
+    exact = a.double() @ b.double().t()
+
+    def error(product: torch.Tensor) -> float:
+        return float((product - exact).norm())
+
+    assert error(exact_matmul_nt(a, b)) < 0.8 * error(matmul_nt(a, b))
+
+
+@pytest.mark.usefixtures("faster")
+def test_the_output_head_keeps_its_weights_layout() -> None:
+    """Often it shares them with the embedding, which looks rows up."""
+    model = tiny_model()
+    use_fast_exact_linear(model)
+    assert model.get_output_embeddings().weight.is_contiguous()
+    assert type(model.model.layers[0].mlp.up_proj) is FastExactLinear

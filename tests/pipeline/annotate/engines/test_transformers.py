@@ -1,7 +1,9 @@
-"""The captured row equals what eager attention returns whole, in every family, alone and in padded batches."""
+"""The captured row equals what eager attention returns whole, in every family, however prompts are laid."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +12,13 @@ import torch
 
 from tests.fixtures.tiny_models import tiny_model
 from twdpo.errors import ModelError
+from twdpo.pipeline.annotate.engines.base import Reading
 from twdpo.pipeline.annotate.engines.capture import NAME
+from twdpo.pipeline.annotate.engines.passes import InARow, Padded
 from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
 from twdpo.pipeline.annotate.prompt import AnswerSpan, JudgePrompt
 
+Eager = tuple[dict[int, Any], list[float]]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt_neox", "cohere", "granite")
 VERDICTS = (5, 9)
 
@@ -27,6 +32,29 @@ def prompt(length: int, seed: int) -> JudgePrompt:
 
     third = length // 3
     return JudgePrompt(ids=ids, answer_a=span(2, third), answer_b=span(third + 1, length - 2), truncated=False)
+
+
+def check(
+    prompts: Sequence[JudgePrompt], readings: Sequence[Reading], expected: Sequence[Eager], layers: range
+) -> None:
+    assert len(readings) == len(prompts)
+    for asked, reading, (rows, logits) in zip(prompts, readings, expected, strict=True):
+        for layer in layers:
+            for got, span in zip(reading.attention[layer], (asked.answer_a, asked.answer_b), strict=True):
+                np.testing.assert_allclose(got, rows[layer][span.first : span.last], atol=2e-6, rtol=0)
+        assert reading.verdict_logits is not None
+        np.testing.assert_allclose(reading.verdict_logits, logits, atol=2e-4)
+
+
+def pair(shared: int, tails: tuple[int, int], seed: int, head: int = 24) -> list[JudgePrompt]:
+    """Two prompts with a common head (the same for every seed) and question, as the two orders of a pair."""
+    begin = np.concatenate([prompt(head, 1000).ids, prompt(shared, seed).ids])
+
+    def with_tail(length: int, tail_seed: int) -> JudgePrompt:
+        whole = prompt(len(begin) + length, tail_seed)
+        return dataclasses.replace(whole, ids=np.concatenate([begin, whole.ids[len(begin) :]]))
+
+    return [with_tail(length, seed + 1 + i) for i, length in enumerate(tails)]
 
 
 def eager(model: Any, asked: JudgePrompt, layers: range) -> tuple[dict[int, Any], list[float]]:
@@ -47,12 +75,178 @@ def test_equals_eager_attention(family: str, batch_size: int | None) -> None:
     expected = [eager(reference, asked, layers) for asked in prompts]
     engine = TransformersEngine(tiny_model(family, layers=4), batch_size=batch_size)
     readings = engine.read(prompts, layers, VERDICTS)
-    assert len(readings) == len(prompts)
-    for asked, reading, (rows, logits) in zip(prompts, readings, expected, strict=True):
+    check(prompts, readings, expected, layers)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("budget", [1, 150, 10_000])
+def test_shared_beginnings_change_nothing(family: str, budget: int) -> None:
+    """Pairs as stage one sends them: a head for all, a stem a pair, two tails; also through a second call."""
+    layers = range(4)
+    prompts = [
+        p
+        for seed, (n, tails) in enumerate(((11, (30, 35)), (1, (9, 70)), (40, (2, 2))))
+        for p in pair(n, tails, 50 * seed)
+    ]
+    reference = tiny_model(family, layers=4)
+    expected = [eager(reference, asked, layers) for asked in prompts]
+    engine = TransformersEngine(tiny_model(family, layers=4), token_budget=budget)
+    for _ in range(2):
+        readings = engine.read(prompts, layers, VERDICTS)
+        assert isinstance(engine._way, InARow)
+        check(prompts, readings, expected, layers)
+    assert engine._way._head is not None
+    assert len(engine._way._head.ids) == 24
+    # One pair alone, and prompts that begin otherwise, with the head that is there.
+    alone = [*prompts[2:4], prompt(50, 7)]
+    check(alone, engine.read(alone, layers, VERDICTS), [*expected[2:4], eager(reference, alone[-1], layers)], layers)
+
+
+def test_what_is_shared_is_computed_once() -> None:
+    model = tiny_model()
+    engine = TransformersEngine(model, token_budget=10_000)
+    tokens: list[int] = []
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    engine.read(prompts, [1], VERDICTS)
+    model.get_input_embeddings().register_forward_hook(lambda _m, inputs, _o: tokens.append(inputs[0].numel()))
+    engine.read(prompts, [1], VERDICTS)
+    assert tokens == [11 + 30 + 35 + 20 + 9 + 8]
+
+
+def test_without_verdict_the_pass_ends_at_the_deepest_layer() -> None:
+    model = tiny_model(layers=4)
+    engine = TransformersEngine(model)
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    asked = engine.read(prompts, [0, 1], VERDICTS)
+    ran: list[int] = []
+    for i, layer in enumerate(model.model.layers):
+        layer.mlp.register_forward_hook(lambda _m, _inputs, _o, i=i: ran.append(i))
+    readings = engine.read(prompts, [0, 1], None)
+    assert ran == [0]
+    for one, other in zip(asked, readings, strict=True):
+        assert other.verdict_logits is None
+        for layer in (0, 1):
+            for a, b in zip(one.attention[layer], other.attention[layer], strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_the_last_layer_is_computed_where_it_is_read_only() -> None:
+    model = tiny_model(layers=3)
+    engine = TransformersEngine(model)
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    engine.read(prompts, [1], VERDICTS)
+    seen: list[tuple[int, int]] = []
+    for i, layer in enumerate(model.model.layers):
+        layer.mlp.up_proj.register_forward_hook(lambda _m, inputs, _o, i=i: seen.append((i, inputs[0].shape[1])))
+    engine.read(prompts, [1], VERDICTS)
+    assert seen == [(0, 113), (1, 113), (2, 4)]
+
+
+class Leaky(torch.nn.Module):
+    """Mixes each position with the one before it, as a convolution or a recurrent state does."""
+
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        before = torch.nn.functional.pad(hidden, (0, 0, 1, 0))[:, :-1]
+        return self.inner(hidden + before)
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_model_that_mixes_positions_runs_each_prompt_whole(layer: int) -> None:
+    reference, model = tiny_model(layers=4), tiny_model(layers=4)
+    for one in (reference, model):
+        one.model.layers[layer].mlp = Leaky(one.model.layers[layer].mlp)
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    engine = TransformersEngine(model)
+    readings = engine.read(prompts, range(4), VERDICTS)
+    assert isinstance(engine._way, Padded)
+    check(prompts, readings, [eager(reference, asked, range(4)) for asked in prompts], range(4))
+    # A whole prompt stops early as well.
+    short = engine.read(prompts, [0, 1], None)
+    np.testing.assert_array_equal(short[0].attention[1][0], readings[0].attention[1][0])
+
+
+class Hungry:
+    """Stands for a device whose memory holds `tokens` at a time."""
+
+    def __init__(self, model: Any, tokens: int, error: Exception) -> None:
+        self.passes: list[int] = []
+
+        def look(_module: Any, _arguments: Any, options: dict[str, Any]) -> None:
+            size = options["input_ids"].numel()
+            self.passes.append(size)
+            if size > tokens:
+                raise error
+
+        model.register_forward_pre_hook(look, with_kwargs=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+@pytest.mark.parametrize("padded", [False, True])
+def test_out_of_memory_halves_the_pass_and_loses_nothing(
+    error: Exception, padded: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    if padded:
+        model.model.layers[0].mlp = Leaky(model.model.layers[0].mlp)
+    prompts = [p for seed in range(6) for p in pair(10, (20, 25), 50 * seed)]
+    engine = TransformersEngine(model, token_budget=10_000)
+    expected = engine.read(prompts, [0, 1], VERDICTS)
+    memory = Hungry(model, 150, error)
+    readings = engine.read(prompts, [0, 1], VERDICTS)
+    assert max(memory.passes) > 150
+    assert "out of memory on a pass of" in caplog.text
+    for one, other in zip(expected, readings, strict=True):
+        for a, b in zip(one.attention[1], other.attention[1], strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-6)
+    failed = sum(size > 150 for size in memory.passes)
+    memory.passes.clear()
+    engine.read(prompts, [0, 1], VERDICTS)
+    assert sum(size > 150 for size in memory.passes) < failed  # the budget stays small
+
+
+def test_a_single_prompt_that_does_not_fit_is_said() -> None:
+    model = tiny_model()
+    prompts = pair(10, (20, 25), 0)
+    engine = TransformersEngine(model)
+    engine.read(prompts, [1], VERDICTS)
+    Hungry(model, 20, torch.OutOfMemoryError("CUDA out of memory."))
+    with pytest.raises(ModelError, match="out of memory on a single judge prompt of 54 tokens; use a smaller --max-le"):
+        engine.read(prompts, [1], VERDICTS)
+
+
+def test_other_errors_are_no_lack_of_memory() -> None:
+    model = tiny_model()
+    engine = TransformersEngine(model)
+    engine.read([prompt(20, 0)], [1], VERDICTS)
+    Hungry(model, 0, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        engine.read([prompt(20, 0)], [1], VERDICTS)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
+def test_bfloat16(family: str) -> None:
+    """Close to the same model in float32: what its eager attention is away from that is no less."""
+    layers = range(4)
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    exact = [eager(tiny_model(family, layers=4), asked, layers)[0] for asked in prompts]
+    half = [eager(tiny_model(family, layers=4).bfloat16(), asked, layers)[0] for asked in prompts]
+    engine = TransformersEngine(tiny_model(family, layers=4).bfloat16())
+    readings = engine.read(prompts, layers, VERDICTS)
+    assert isinstance(engine._way, InARow)
+    ours, theirs = [], []
+    for asked, reading, right, published in zip(prompts, readings, exact, half, strict=True):
         for layer in layers:
-            for got, span in zip(reading.attention[layer], (asked.answer_a, asked.answer_b), strict=True):
-                np.testing.assert_allclose(got, rows[layer][span.first : span.last], atol=2e-6, rtol=0)
-        np.testing.assert_allclose(reading.verdict_logits, logits, atol=2e-4)
+            a = asked.answer_a
+            ours.append(np.abs(reading.attention[layer][0] - right[layer][a.first : a.last]).sum())
+            theirs.append(np.abs(published[layer] - right[layer])[a.first : a.last].sum())
+    assert np.mean(ours) < 1.2 * np.mean(theirs) + 1e-4
 
 
 def test_sliding_layers_see_their_window_only() -> None:
@@ -93,7 +287,8 @@ def test_only_one_position_reaches_the_head() -> None:
     seen: list[tuple[int, ...]] = []
     model.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: seen.append(tuple(inputs[0].shape)))
     engine.read([prompt(30, 1), prompt(20, 2)], [1], VERDICTS)
-    assert seen == [(2, 1, 32)]
+    assert seen[-1] == (2, 1, 32)
+    assert {shape[1] for shape in seen} == {1}
 
 
 def test_same_prompts_same_bits() -> None:

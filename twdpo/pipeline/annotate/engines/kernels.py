@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from twdpo.pipeline.cpu_linear import matmul_nt
+from twdpo.pipeline.cpu_linear import exact_matmul_nt
 
 #: Scores that are computed at once, per thread on a CPU: they stay in its cache.
 _SCORES_ON_CPU, _SCORES_ON_ACCELERATOR = 1 << 18, 1 << 26
@@ -68,12 +68,14 @@ def grouped(q_HnD: Tensor, k_KmD: Tensor, v_KmD: Tensor, scores: Scores) -> Tens
             first = 0 if scores.window is None else max(before + start - scores.window + 1, 0)
             last = before + stop
             q_gsD = q_HnD[heads, start:stop] * scores.scale
-            scores_gsk = matmul_nt(q_gsD.reshape(-1, D), keys_mD[first:last]).view(group, stop - start, last - first)
+            scores_gsk = exact_matmul_nt(q_gsD.reshape(-1, D), keys_mD[first:last]).view(
+                group, stop - start, last - first
+            )
             if scores.softcap is not None:
                 scores_gsk = torch.tanh(scores_gsk / scores.softcap) * scores.softcap
             _hide(scores_gsk, places[before + start : last], places[first:last], scores.window)
             probabilities_gsk = _softmax(scores_gsk, sinks)
-            weighed = matmul_nt(probabilities_gsk.view(-1, last - first), values_Dm[:, first:last])
+            weighed = exact_matmul_nt(probabilities_gsk.view(-1, last - first), values_Dm[:, first:last])
             output_nHD[start:stop, heads] = weighed.view(group, stop - start, D).transpose(0, 1)
     return output_nHD
 

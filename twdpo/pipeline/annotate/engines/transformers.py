@@ -22,7 +22,7 @@ from twdpo.pipeline.annotate.engines.capture import register
 from twdpo.pipeline.annotate.engines.passes import InARow, Padded, RawReadings, Way, no_interface
 from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
-from twdpo.pipeline.cpu_linear import use_fast_linear
+from twdpo.pipeline.cpu_linear import use_fast_exact_linear
 
 #: Tokens in one forward pass at the most, where it holds more than a pair.
 _TOKENS_ON_CPU, _TOKENS_ON_ACCELERATOR = 2048, 32768
@@ -52,7 +52,7 @@ class TransformersEngine(Engine):
             model.set_attn_implementation(register())
         except (ValueError, KeyError, ImportError, NotImplementedError):
             raise ModelError(no_interface(model)) from None
-        use_fast_linear(model)
+        use_fast_exact_linear(model)
         self._way: Way | None = None
 
     @property
