@@ -56,7 +56,8 @@ def use_fast_exact_linear(model: nn.Module) -> int:
     Transposes the weights in memory, which their users do not see. The output head stays as it is. Not for training.
     """
     changed = 0
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
     if not onednn_is_faster():
         return changed
     for module in model.modules():
