@@ -12,6 +12,7 @@ import torch
 
 from tests.fixtures.tiny_models import tiny_model
 from twdpo.errors import ModelError
+from twdpo.pipeline.annotate.engines import transformers as transformers_engine
 from twdpo.pipeline.annotate.engines.base import Reading
 from twdpo.pipeline.annotate.engines.capture import NAME
 from twdpo.pipeline.annotate.engines.passes import InARow, Padded
@@ -140,6 +141,70 @@ def test_the_last_layer_is_computed_where_it_is_read_only() -> None:
         layer.mlp.up_proj.register_forward_hook(lambda _m, inputs, _o, i=i: seen.append((i, inputs[0].shape[1])))
     engine.read(prompts, [1], VERDICTS)
     assert seen == [(0, 113), (1, 113), (2, 4)]
+
+
+def loop_over_sequences(  # as torch documents varlen_attn, one sequence at a time
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cu_seq_q: torch.Tensor, cu_seq_k: torch.Tensor,
+    max_q: int, max_k: int, *, scale: float, window_size: tuple[int, int], enable_gqa: bool,
+) -> torch.Tensor:  # fmt: skip
+    assert all(tensor.is_contiguous() for tensor in (q, k, v))
+    assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    assert max_q == int(cu_seq_q.diff().max())
+    assert max_k == int(cu_seq_k.diff().max())
+    outputs = []
+    for i in range(len(cu_seq_q) - 1):
+        one = q[cu_seq_q[i] : cu_seq_q[i + 1]].transpose(0, 1)
+        keys, values = (tensor[cu_seq_k[i] : cu_seq_k[i + 1]].transpose(0, 1) for tensor in (k, v))
+        n, m = one.shape[1], keys.shape[1]
+        distance = torch.arange(m - n, m)[:, None] - torch.arange(m)
+        mask = (distance >= -window_size[1]) & ((distance <= window_size[0]) | (window_size[0] < 0))
+        outputs.append(
+            torch.nn.functional.scaled_dot_product_attention(
+                one[None], keys[None], values[None], attn_mask=mask, scale=scale, enable_gqa=enable_gqa
+            )[0].transpose(0, 1)
+        )
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "gemma2", "gpt_neox"])
+def test_all_segments_in_one_kernel(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of NVIDIA GPUs; the kernel is stood in for, what it is given is ours. Soft caps take the other way."""
+    calls = []
+
+    def kernel(*arguments: Any, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        return loop_over_sequences(*arguments, **options)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(transformers_engine, "has_varlen", lambda _device, _dtype: True)
+    layers = range(4)
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    reference = tiny_model(family, layers=4)
+    expected = [eager(reference, asked, layers) for asked in prompts]
+    engine = TransformersEngine(tiny_model(family, layers=4))
+    check(prompts, engine.read(prompts, layers, VERDICTS), expected, layers)
+    assert isinstance(engine._way, InARow)
+    assert engine._way._at_once
+    assert bool(calls) == (family != "gemma2")
+
+
+@pytest.mark.parametrize("wrong", ["raises", "other numbers"])
+def test_a_kernel_that_does_not_do_is_not_used(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def kernel(q: torch.Tensor, *_arguments: Any, **_options: Any) -> torch.Tensor:
+        if wrong == "raises":
+            raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+        return torch.ones_like(q)
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(transformers_engine, "has_varlen", lambda _device, _dtype: True)
+    prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
+    engine = TransformersEngine(tiny_model(layers=4))
+    reference = tiny_model(layers=4)
+    readings = engine.read(prompts, range(4), VERDICTS)
+    check(prompts, readings, [eager(reference, asked, range(4)) for asked in prompts], range(4))
+    assert isinstance(engine._way, InARow)
+    assert not engine._way._at_once
 
 
 class Leaky(torch.nn.Module):

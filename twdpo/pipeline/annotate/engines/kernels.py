@@ -3,6 +3,7 @@
     grouped   matrix products over the query heads that share a key head, some queries at a time; any device and window,
               soft caps and learned sinks. On CPUs two to three times as fast as torch's own kernel for them.
     sdpa      torch's fused kernels, for accelerators
+    varlen    torch's flash kernel over sequences of different lengths at once, for NVIDIA GPUs in half precision
 
 Shapes: H query heads, K key heads, n queries, m ≥ n keys, D width. Not for: which keys a query sees (`packed.py`).
 """
@@ -10,6 +11,7 @@ Shapes: H query heads, K key heads, n queries, m ≥ n keys, D width. Not for: w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -100,6 +102,32 @@ def sdpa(q_HnD: Tensor, k_KmD: Tensor, v_KmD: Tensor, scores: Scores) -> Tensor:
         q, k, v, attn_mask=mask, is_causal=plain, scale=scores.scale, enable_gqa=q.shape[1] != k.shape[1]
     )
     return output[0].transpose(0, 1)
+
+
+def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `varlen` may be tried: on a GPU, in half precision, with a torch that has it."""
+    return device.type == "cuda" and dtype.itemsize == 2 and find_spec("torch.nn.attention.varlen") is not None
+
+
+def varlen(
+    q_HTD: Tensor, k_KMD: Tensor, v_KMD: Tensor, ends: tuple[Tensor, Tensor], longest: tuple[int, int], scores: Scores
+) -> Tensor:
+    """Attention [T, H, D] of sequences laid end to end. ends: int32[sequences + 1] of queries and of keys."""
+    from torch.nn.attention import varlen as torch_varlen
+
+    q, k, v = (tensor.transpose(0, 1).contiguous() for tensor in (q_HTD, k_KMD, v_KMD))
+    attention: Any = torch_varlen.varlen_attn  # its annotations differ between versions
+    output: Tensor = attention(
+        q,
+        k,
+        v,
+        *ends,
+        *longest,
+        scale=scores.scale,
+        window_size=(-1 if scores.window is None else scores.window - 1, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return output
 
 
 def _lower_right(n: int, m: int, q: Tensor) -> Any:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from twdpo.errors import ModelError
 from twdpo.pipeline.annotate.engines.capture import EnoughError
-from twdpo.pipeline.annotate.engines.kernels import Scores, attend
-from twdpo.pipeline.annotate.engines.tree import Ids, Row
+from twdpo.pipeline.annotate.engines.kernels import Scores, attend, varlen
+from twdpo.pipeline.annotate.engines.tree import Ids, Row, Sequences, sequences
 
 
 class Head:
@@ -32,7 +32,8 @@ class PackedPass:
 
     layers: whose attention is kept, in `rows`: float32[R, longest prompt], mean over heads, zero behind a prompt's end.
     last: the model's last layer. head: read from, or with `fill_head` written to; then nothing else is kept. stop_at:
-    the layer at which EnoughError is raised. windows: filled with what each layer asked for.
+    the layer at which EnoughError is raised. at_once: all segments in one kernel. windows: filled with what each layer
+    asked for.
     """
 
     masked = False
@@ -46,9 +47,12 @@ class PackedPass:
         head: Head | None = None,
         fill_head: bool = False,
         stop_at: int | None = None,
+        at_once: bool = False,
     ) -> None:
         self._row, self._layers, self._last = row, frozenset(layers), last
         self._head, self._fill_head, self._stop_at = head, fill_head, stop_at
+        self._sequences = sequences(row, len(head.ids) if head and not fill_head else 0) if at_once else None
+        self._ends: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self._on: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
         self.rows: dict[int, Tensor] = {}
         self.windows: dict[int, int | None] = {}
@@ -74,6 +78,8 @@ class PackedPass:
 
     def _everywhere(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
         """Each segment's attention to what its prompt has before it and to itself; [1, T, H, D]."""
+        if self._sequences is not None and scores.softcap is None and scores.sinks is None:
+            return self._at_once(layer, q, k, v, scores, self._sequences)
         outputs = []
         for segment in self._row.segments:
             own = slice(segment.at, segment.at + segment.length)
@@ -84,6 +90,17 @@ class PackedPass:
                 values.insert(0, self._head.values[layer][:, : segment.head])
             outputs.append(attend(q[:, own], torch.cat(keys, dim=1), torch.cat(values, dim=1), scores))
         return torch.cat(outputs)[None]
+
+    def _at_once(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores, all_of_them: Sequences) -> Tensor:
+        if q.device not in self._ends:
+            arrays = (all_of_them.keys, all_of_them.query_ends, all_of_them.key_ends)
+            self._ends[q.device] = tuple(torch.from_numpy(array).to(q.device) for array in arrays)  # type: ignore[assignment]
+        keys, *ends = self._ends[q.device]
+        if self._head is not None and not self._fill_head:
+            k = torch.cat([self._head.keys[layer], k], dim=1)
+            v = torch.cat([self._head.values[layer], v], dim=1)
+        longest = (all_of_them.longest_query, all_of_them.longest_key)
+        return varlen(q, k[:, keys], v[:, keys], (ends[0], ends[1]), longest, scores)[None]
 
     def _read(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor | None:
         """Keep the reading positions' attention; in the last layer also return its output there, zero elsewhere."""

@@ -86,10 +86,14 @@ class Way(ABC):
 
 
 class InARow(Way):
-    """Prompts in a row, their shared beginnings once. trim: compute the last layer at the reading positions only."""
+    """Prompts in a row, their shared beginnings once.
 
-    def __init__(self, model: Any, num_layers: int, *, trim: bool = True) -> None:
+    trim: compute the last layer at the reading positions only. at_once: attention of all segments in one kernel.
+    """
+
+    def __init__(self, model: Any, num_layers: int, *, trim: bool = True, at_once: bool = False) -> None:
         super().__init__(model, num_layers)
+        self._at_once = at_once
         self._trimmed = tokenwise_modules(model, self._last) if trim else []
         self._head: Head | None = None
         self.windows: dict[int, int | None] = {}
@@ -108,7 +112,9 @@ class InARow(Way):
         """One row."""
         row = lay(trees, ids, len(self._head.ids) if self._head else 0)
         stop_at = None if verdict else max(layers, default=0)
-        packed = PackedPass(row, layers=layers, last=self._last, head=self._head, stop_at=stop_at)
+        packed = PackedPass(
+            row, layers=layers, last=self._last, head=self._head, stop_at=stop_at, at_once=self._at_once
+        )
         device = self._model.device
         places = torch.from_numpy(row.places).to(device)
         with only_at(self._trimmed, places):

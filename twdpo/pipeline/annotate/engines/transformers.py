@@ -19,6 +19,7 @@ import torch
 from twdpo.errors import ModelError
 from twdpo.pipeline.annotate.engines.base import Engine, Reading
 from twdpo.pipeline.annotate.engines.capture import register
+from twdpo.pipeline.annotate.engines.kernels import has_varlen
 from twdpo.pipeline.annotate.engines.passes import InARow, Padded, RawReadings, Way, no_interface
 from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
@@ -133,9 +134,10 @@ class TransformersEngine(Engine):
         """In a row where that gives what whole prompts give, and the last layer cut down where that does too."""
         kinds = set(getattr(self._config, "layer_types", None) or ())
         if kinds <= {"full_attention", "sliding_attention"}:
-            for trim in (True, False):
-                if self._agrees(InARow(self._model, self.num_layers, trim=trim), ids):
-                    return InARow(self._model, self.num_layers, trim=trim)
+            at_once = (True, False) if has_varlen(self._model.device, self._model.dtype) else (False,)
+            for options in ({"trim": trim, "at_once": once} for trim in (True, False) for once in at_once):
+                if self._agrees(InARow(self._model, self.num_layers, **options), ids):
+                    return InARow(self._model, self.num_layers, **options)
         return Padded(self._model, self.num_layers)
 
     def _agrees(self, way: InARow, ids: Ids) -> bool:

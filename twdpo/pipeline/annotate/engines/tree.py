@@ -69,6 +69,43 @@ class Row:
     lengths: NDArray[np.int64]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sequences:
+    """A row's segments as sequences of variable length, for kernels that take all of them at once.
+
+    keys: int64[sum of their keys], where each segment's keys stand, counted over the head and then the row.
+    query_ends, key_ends: int32[segments + 1], from 0. longest_query, longest_key: of a segment.
+    """
+
+    keys: NDArray[np.int64]
+    query_ends: NDArray[np.int32]
+    key_ends: NDArray[np.int32]
+    longest_query: int
+    longest_key: int
+
+
+def sequences(row: Row, head_length: int) -> Sequences:
+    """The segments of a row; head_length as for `lay`."""
+    keys = [
+        np.concatenate(
+            [
+                np.arange(segment.head),
+                head_length + np.arange(segment.stem_at, segment.stem_at + segment.stem_length),
+                head_length + np.arange(segment.at, segment.at + segment.length),
+            ]
+        )
+        for segment in row.segments
+    ]
+    queries = [segment.length for segment in row.segments]
+    return Sequences(
+        keys=np.concatenate(keys),
+        query_ends=np.cumsum([0, *queries]).astype(np.int32),
+        key_ends=np.cumsum([0, *map(len, keys)]).astype(np.int32),
+        longest_query=max(queries),
+        longest_key=max(map(len, keys)),
+    )
+
+
 def common_beginning(first: Ids, second: Ids) -> int:
     """How many tokens two prompts share from their beginning on."""
     least = min(len(first), len(second))
