@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twdpo.errors import UsageError
+from twdpo.pipeline.annotate.shard import Shard
 from twdpo.pipeline.models import DEFAULT_MODEL, DTYPES
 
 
@@ -17,6 +18,7 @@ class AnnotateConfig:
     commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of the chosen
     answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward pass, None
     for as many as a token budget allows. seed: with `limit`, draw the pairs at random instead of taking the first.
+    shard: `i/n`, the i-th of n parts (from 0), by the pairs' hashes.
     Raises UsageError where a value is out of range.
     """
 
@@ -28,6 +30,7 @@ class AnnotateConfig:
     out: str = "weights_cache"
     limit: int | None = None
     seed: int | None = None
+    shard: str | None = None
     layers: str | None = None
     verdict: bool = True
     dtype: str = "auto"
@@ -48,6 +51,8 @@ class AnnotateConfig:
             raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}")
         if self.seed is not None and self.limit is None:
             raise UsageError("--seed draws pairs at random and needs --limit, which says how many")
+        if self.shard is not None:
+            Shard.parse(self.shard)
 
 
 HELP = {
@@ -60,6 +65,7 @@ HELP = {
     "out": "Folder of the weights cache; one that is there is gone on with.",
     "limit": "Judge so many pairs only: the first, or see --seed.",
     "seed": "Draw the --limit pairs at random with this seed.",
+    "shard": "Judge one part only: i/n is the i-th of n, from 0; n runs with 0/n, 1/n and so on do the whole.",
     "layers": "Layers to store, such as 7,15,31 or -1 (the last) or all; five over the depth unless given.",
     "verdict": "Keep which answer the judge prefers; without it judging ends at the deepest layer stored.",
     "dtype": "auto, float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 elsewhere.",
