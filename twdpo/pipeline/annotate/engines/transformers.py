@@ -25,6 +25,7 @@ from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
 from twdpo.pipeline.cpu_linear import use_fast_exact_linear
 from twdpo.pipeline.flops import DecoderShape, peak_of, shape_of
+from twdpo.pipeline.models import input_device
 
 #: Tokens in one forward pass at the most, where it holds more than a pair.
 _TOKENS_ON_CPU, _TOKENS_ON_ACCELERATOR = 2048, 32768
@@ -46,7 +47,7 @@ class TransformersEngine(Engine):
         self._model = model
         self._config = model.config.get_text_config()
         self._batch_size = batch_size
-        self._on_cpu = model.device.type == "cpu"
+        self._on_cpu = input_device(model).type == "cpu"
         self._budget = token_budget or (_TOKENS_ON_CPU if self._on_cpu else _TOKENS_ON_ACCELERATOR)
         if model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no language-model head; use a causal language model")
