@@ -88,7 +88,7 @@ HELP = {
     "verdict": "Keep which answer the judge prefers; without it judging ends at the deepest layer stored.",
     "dtype": "auto, float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 elsewhere.",
     "device": "auto, cpu, cuda, cuda:1 or mps.",
-    "device_map": "auto, balanced or sequential: spread a judge bigger than a GPU over all of them, then memory and disk.",
+    "device_map": "auto, balanced or sequential: spread a judge too big for a GPU over all, then memory and disk.",
     "runner": "local, or ray: engines on all GPUs of a Ray cluster, or on a laptop's cores.",
     "workers": "Engines that --runner ray starts; one for each GPU of the cluster unless given, one without GPUs.",
     "max_length": "Longest judge prompt in tokens; longer pairs are cut as published.",

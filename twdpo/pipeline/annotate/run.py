@@ -5,24 +5,22 @@ Not for: how attention is read (`engines`), what a row holds (`rows.py`), or run
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twdpo.config import to_yaml
 from twdpo.errors import Interrupted
 from twdpo.pipeline.annotate.blocks import blocks
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.annotate.engines.base import Engine
 from twdpo.pipeline.annotate.judge import Judge
 from twdpo.pipeline.annotate.judging import Judging
+from twdpo.pipeline.annotate.opening import open_cache
 from twdpo.pipeline.annotate.progress import AnnotateProgress
 from twdpo.pipeline.annotate.prompt import load_template
 from twdpo.pipeline.annotate.selection import Selection
 from twdpo.pipeline.annotate.shard import Shard
-from twdpo.weights_cache import CacheWriter
-from twdpo.weights_cache.durable import write_file
 
 #: Pairs that are tokenized together and handed to the engine at once: so many at least, and more where it wants more.
 WINDOW = 32
@@ -57,15 +55,17 @@ def annotate(
     """
     template = load_template(config.judge_template)
     rows = Selection.of(config)
+    on_progress = on_progress or (lambda _progress: None)
+    if config.runner == "ray":
+        return _on_ray(config, rows, on_progress)
     judge = Judge.load(config, template, engine, tokenizer)
-    with open_cache(config, judge, rows) as writer:
-        write_file(Path(config.out) / "annotate.yaml", to_yaml(replace(config, shard=None)).encode())
+    with open_cache(config, judge, rows.describe(config)) as writer:
         judging = Judging(
             judge,
             writer,
             dataset=config.dataset,
             total=rows.total,
-            on_progress=on_progress or (lambda _progress: None),
+            on_progress=on_progress,
         )
         shard = None if config.shard is None else Shard.parse(config.shard)
         try:
@@ -77,22 +77,28 @@ def annotate(
                 "run the same command again to go on"
             ) from None
         counts = judging.final
+    return _result(config, counts, judge.layers, judging.preferred, judging.reasons)
+
+
+def _on_ray(config: AnnotateConfig, rows: Selection, on_progress: Callable[[AnnotateProgress], None]) -> AnnotateResult:
+    from twdpo.pipeline.annotate.runners.ray import run_on_ray
+
+    done, layers = run_on_ray(config, rows, on_progress)
+    return _result(config, done.counts, layers, done.preferred, done.reasons)
+
+
+def _result(
+    config: AnnotateConfig,
+    counts: AnnotateProgress,
+    layers: tuple[int, ...],
+    preferred: int,
+    reasons: Mapping[str, int],
+) -> AnnotateResult:
     return AnnotateResult(
         out=Path(config.out),
         counts=counts,
-        layers=judge.layers,
-        judge_accuracy=judging.preferred / counts.written if config.verdict and counts.written else None,
-        reasons=dict(judging.reasons),
+        layers=layers,
+        judge_accuracy=preferred / counts.written if config.verdict and counts.written else None,
+        reasons=dict(reasons),
         shard=config.shard,
-    )
-
-
-def open_cache(config: AnnotateConfig, judge: Judge, rows: Selection) -> CacheWriter:
-    """The cache that `config` names, begun or gone on with."""
-    return CacheWriter.open(
-        Path(config.out),
-        judge.recipe,
-        dataset=rows.describe(config),
-        defaults={"attn_source": str(judge.layers[-1]), "policy_model": config.model},
-        include_text=config.include_text,
     )
