@@ -53,7 +53,7 @@ def session(ray: Any) -> Iterator[None]:
     begun = not ray.is_initialized()
     if begun:
         on_terminate = signal.getsignal(signal.SIGTERM)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _core_is_silent():
             warnings.simplefilter("ignore")
             ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
         if threading.current_thread() is threading.main_thread():
@@ -68,6 +68,19 @@ def session(ray: Any) -> Iterator[None]:
     finally:
         if begun:
             ray.shutdown()
+
+
+@contextmanager
+def _core_is_silent() -> Iterator[None]:
+    """Ray's core writes to descriptor 2 that it was told to keep quiet. What goes wrong is raised."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
 
 
 @contextmanager
