@@ -146,3 +146,16 @@ def test_an_interrupt_while_waiting_loses_nothing_that_was_handed_over() -> None
         timer.join()
     assert done == list(range(len(done)))
     assert 2 <= len(done) <= 3  # the one in work, the one that waited, and no later one
+
+
+def test_what_never_began_is_finished() -> None:
+    Behind(print).finish()
+
+
+def test_finishing_twice_is_finishing_once() -> None:
+    done: list[int] = []
+    behind = Behind(done.append)
+    with behind:
+        behind.put(1)
+    behind.finish()
+    assert done == [1]

@@ -113,6 +113,8 @@ class Behind(Generic[Item]):
 
     def finish(self) -> None:
         """Wait for all that was handed over; further calls do nothing. An interrupt is raised after the wait."""
+        if self._thread.ident is None:  # interrupted before it began
+            return
         self._items.put(_End)
         interrupt: KeyboardInterrupt | None = None
         # Not `join`: some versions of Python take a thread for ended once that was interrupted.

@@ -19,7 +19,7 @@ from twdpo.errors import DataError, RecipeMismatch, UsageError
 from twdpo.pipeline.annotate import AnnotateConfig, AnnotateProgress, annotate
 from twdpo.pipeline.annotate.blocks import Block
 from twdpo.pipeline.annotate.runners.ray import Reduced, block_size
-from twdpo.pipeline.annotate.runners.ray_session import Fleet, fleet_of
+from twdpo.pipeline.annotate.runners.ray_session import Fleet, fleet_of, session
 from twdpo.pipeline.annotate.runners.worker import Job, Worker, read_blocks
 from twdpo.pipeline.annotate.selection import Selection
 from twdpo.weights_cache import WeightsCache, verify
@@ -159,6 +159,17 @@ def test_workers_and_what_each_gets(
 def test_what_the_cluster_has_not(node: dict[str, float], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         fleet_of(cluster(node), AnnotateConfig(dataset="demo", runner="ray", **options))
+
+
+def test_a_cluster_that_is_not_there_is_one_line() -> None:
+    def init(**_options: Any) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nMore of it.")
+
+    with (
+        pytest.raises(UsageError, match=r"no Ray cluster can be joined or started \(Could not find any .* instance\)"),
+        session(SimpleNamespace(is_initialized=lambda: False, init=init)),
+    ):
+        pass
 
 
 def test_sizes_of_blocks() -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from twdpo.errors import UsageError
+from twdpo.errors import UsageError, first_line
 from twdpo.pipeline.annotate.config import AnnotateConfig
 
 #: Nothing phones home; Ray leaves the devices alone that it was not asked for, and its core keeps to its log files.
@@ -49,13 +49,21 @@ def import_ray() -> Any:
 
 @contextmanager
 def session(ray: Any) -> Iterator[None]:
-    """A cluster to run on: the one this process is in already, else the one that Ray finds, else one of its own."""
+    """A cluster to run on: the one this process is in already, else the one that Ray finds, else one of its own.
+
+    Raises UsageError where there can be none.
+    """
     begun = not ray.is_initialized()
     if begun:
         on_terminate = signal.getsignal(signal.SIGTERM)
         with warnings.catch_warnings(), _core_is_silent():
             warnings.simplefilter("ignore")
-            ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            try:
+                ray.init(log_to_driver=False, include_dashboard=False, logging_level=logging.ERROR)
+            except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+                raise UsageError(
+                    f"no Ray cluster can be joined or started ({first_line(error)}); look at RAY_ADDRESS and ray status"
+                ) from None
         if threading.current_thread() is threading.main_thread():
             # Ray would end the process; a run ends as on Ctrl-C.
             signal.signal(signal.SIGTERM, on_terminate)
