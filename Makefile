@@ -62,7 +62,7 @@ $(VENV)/.demo: $(VENV)/.torch pyproject.toml
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.demo
-	$(PIP) $(PIN) -e ".[demo,dev,trl,plots,qlora]" tensorboard
+	$(PIP) $(PIN) -e ".[demo,dev,trl,plots,qlora,ray]" tensorboard
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.demo

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from machine import describe
-from twdpo.pipeline.flops import peak_flops, shape_of
 
 from twdpo.pipeline.annotate.config import default_layers
 from twdpo.pipeline.annotate.engines.base import Engine, Reading
@@ -32,6 +31,7 @@ from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
 from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptBuilder, load_template
 from twdpo.pipeline.annotate.weights import distribution
 from twdpo.pipeline.cpu_linear import _multiply, onednn_is_faster
+from twdpo.pipeline.flops import peak_flops, shape_of
 from twdpo.pipeline.models import load_model, load_tokenizer
 from twdpo.preferences import Pair, load, resolve
 

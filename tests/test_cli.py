@@ -71,6 +71,11 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["annotate", "--dataset", "demo", "--config", "bad.yaml"], 2, "unknown key 'datset'; did you mean dataset?"),
     (["annotate", "--dataset", "demo", "--config", "none.yaml"], 2, "--config none.yaml: no such file"),
     (["annotate", "--dataset", "demo", "--limit", "0"], 2, "--limit 0 is too small"),
+    (["annotate", "--dataset", "demo", "--shard", "3/3"], 2, "--shard 3/3: there is no such part"),
+    (["annotate", "--dataset", "demo", "--shard", "half"], 2, "--shard 'half' is not understood"),
+    (["annotate", "--dataset", "demo", "--device-map", "auto", "--device", "cpu"], 2, "leave --device cpu out"),
+    (["annotate", "--dataset", "demo", "--runner", "slurm"], 2, "--runner slurm is not known"),
+    (["annotate", "--dataset", "demo", "--workers", "2"], 2, "--workers is how many engines --runner ray starts"),
     (["annotate", "--dataset", "demo", "--limit", "many"], 2, "Invalid value for '--limit'"),
     (["annotate", "--datset", "demo"], 2, "No such option: --datset"),
     (["annotate", "--dataset", "demo", "--dtype", "int4"], 2, "--dtype int4 is not known"),
@@ -185,6 +190,20 @@ def test_a_cache_with_missing_pairs(annotated: Path, capsys: pytest.CaptureFixtu
     assert "6 pairs" in capsys.readouterr().out
     assert main([*TRAIN, "--missing", "uniform", "--out", "uniform"]) == 0
     assert "7 pairs, 1 with even weights" in " ".join(capsys.readouterr().out.split())
+
+
+def test_training_on_some_of_the_parts_is_noticed(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*ANNOTATE, "--dataset", "pairs.jsonl", "--shard", "0/2"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "part 0/2;" in shown
+    assert "next: the other parts, then twdpo train" in shown
+    assert main([*TRAIN]) == 1
+    assert "of 6 pairs have no weights in weights_cache" in capsys.readouterr().err
+    assert main([*TRAIN, "--streaming", "--out", "streamed"]) == 1
+    assert "have no weights in weights_cache" in capsys.readouterr().err
+    assert main([*ANNOTATE, "--dataset", "pairs.jsonl", "--shard", "1/2"]) == 0
+    assert main([*TRAIN]) == 0
+    assert "6 pairs" in capsys.readouterr().out
 
 
 def test_flags_win_over_the_file_and_the_result_says_what_was_used(

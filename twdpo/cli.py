@@ -76,7 +76,8 @@ def annotate(config: AnnotateConfig) -> None:
         result = run(config, on_progress=show)
     out = console.stdout()
     out.print(results.table(results.annotate_rows(result)))
-    out.print(f"\nnext: twdpo train --weights {result.out}/", soft_wrap=True)
+    others = "" if result.shard is None else "the other parts, then "
+    out.print(f"\nnext: {others}twdpo train --weights {result.out}/", soft_wrap=True)
 
 
 @app.command()

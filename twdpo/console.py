@@ -30,7 +30,7 @@ from twdpo.pipeline.train.progress import Pace, TrainProgress
 from twdpo.results import rates
 
 if TYPE_CHECKING:
-    from twdpo.pipeline.annotate.run import AnnotateProgress
+    from twdpo.pipeline.annotate.progress import AnnotateProgress
 
 #: Seconds between two lines of progress where stderr is no terminal (a log file).
 _LOG_SECONDS = 30.0
@@ -53,16 +53,16 @@ def has_color(console: Console) -> bool:
     return console.is_terminal and console.color_system is not None and not console.no_color
 
 
-def progress_bar(console: Console) -> Progress:
-    """A bar with count, elapsed and remaining time, and a field for rates and metrics."""
+def progress_bar(console: Console, *, tells_left: bool = True) -> Progress:
+    """A bar with count, elapsed and (where it can tell) remaining time, and a field for rates and metrics."""
+    left = (TextColumn("left"), TimeRemainingColumn()) if tells_left else ()
     return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        *left,
         TextColumn("{task.fields[note]}", style="dim"),
         console=console,
         transient=False,
@@ -78,25 +78,33 @@ def annotate_progress() -> Iterator[Callable[[AnnotateProgress], None]]:
     if not console.is_terminal:
         yield _AnnotateLog(console)
         return
-    with progress_bar(console) as bar:
+    # Rows that need no judging go by at once: the bar's own guess of the remaining time would be far off.
+    with progress_bar(console, tells_left=False) as bar:
         task = bar.add_task("loading the judge", total=None, note="")
 
         def show(progress: AnnotateProgress) -> None:
-            bar.update(task, description="judging", total=progress.total, completed=progress.seen, note=rates(progress))
+            note = _pace(progress)
+            bar.update(task, description="judging", total=progress.total, completed=progress.seen, note=note)
 
         yield show
 
 
 class _AnnotateLog:
-    def __init__(self, console: Console) -> None:
-        self._console, self._last = console, 0.0
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._console, self._clock, self._last = console, clock, -_LOG_SECONDS
 
     def __call__(self, progress: AnnotateProgress) -> None:
-        now = time.monotonic()
+        now = self._clock()
         if now - self._last >= _LOG_SECONDS:
             self._last = now
             of = f" of {progress.total}" if progress.total is not None else ""
-            self._console.print(f"judged {progress.seen}{of} pairs  {rates(progress)}", soft_wrap=True)
+            self._console.print(f"{progress.seen}{of} pairs  {_pace(progress)}".rstrip(), soft_wrap=True, markup=False)
+
+
+def _pace(progress: AnnotateProgress) -> str:
+    """The rates, and how long it will take where there is more to do."""
+    left = f"{_duration(progress.left)} left" if progress.left else ""
+    return "  ".join(part for part in (rates(progress), left) if part)
 
 
 @contextmanager

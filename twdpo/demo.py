@@ -120,16 +120,11 @@ def _annotate(cache: Path, console: Console) -> None:
             before = done
 
             def combined(progress: AnnotateProgress, before: AnnotateProgress = before) -> None:
-                bar(_sum(before, progress, total))
+                bar(before.plus(progress))
 
             result = annotate(config, on_progress=combined)
-            done = _sum(done, result.counts, total)
+            done = done.plus(result.counts)
     console.print(results.table(results.annotate_rows(replace(result, counts=done, judge_accuracy=None))))
-
-
-def _sum(first: AnnotateProgress, second: AnnotateProgress, total: int) -> AnnotateProgress:
-    names = ("seen", "written", "cached", "duplicates", "rejected", "truncated", "tokens", "seconds")
-    return AnnotateProgress(total=total, **{name: getattr(first, name) + getattr(second, name) for name in names})
 
 
 def _look(cache: Path, console: Console) -> None:

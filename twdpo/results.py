@@ -16,7 +16,8 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from twdpo.inspect.report.write import ReportResult
-    from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult
+    from twdpo.pipeline.annotate.progress import AnnotateProgress
+    from twdpo.pipeline.annotate.run import AnnotateResult
     from twdpo.pipeline.importing import ImportProgress, ImportResult
     from twdpo.pipeline.train.result import TrainResult
     from twdpo.weights_cache import (
@@ -48,14 +49,19 @@ def table(rows: Mapping[str, Any]) -> Table:
 
 def rates(progress: AnnotateProgress) -> str:
     """How fast judging goes; nothing where nothing was judged."""
-    if progress.seconds <= 0 or not progress.written:
+    if progress.pairs_per_second is None:
         return ""
-    return f"{progress.written / progress.seconds:.2f} pairs/s  {progress.tokens / progress.seconds:,.0f} tokens/s"
+    parts = [f"{progress.pairs_per_second:.2f} pairs/s", f"{progress.tokens_per_second:,.0f} tokens/s"]
+    if progress.utilisation is not None:
+        parts.append(f"{progress.utilisation:.0%} of peak FLOP/s")
+    return "  ".join(parts)
 
 
 def annotate_rows(result: AnnotateResult) -> dict[str, Any]:
     """The summary of a run of stage one."""
     rows = _counted("judged now", result.counts, result.reasons)
+    if result.shard is not None:
+        rows = {"part": f"{result.shard}; {result.counts.elsewhere:,} pairs are of the others"} | rows
     if result.counts.written:
         rows["speed"] = rates(result.counts)
     if result.judge_accuracy is not None:

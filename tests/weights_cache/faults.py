@@ -93,14 +93,15 @@ class Disk:
 
 def shrink(shard_rows: int, window: int) -> None:
     """Let every `annotate` of this process judge `window` pairs at a time and write shards of `shard_rows`."""
-    import twdpo.pipeline.annotate.run as run
+    from twdpo.pipeline.annotate import opening, run
+    from twdpo.weights_cache import CacheWriter
 
-    class SmallShards(run.CacheWriter):
+    class SmallShards(CacheWriter):
         @classmethod
         def open(cls, *arguments: Any, **options: Any) -> Self:
             return super().open(*arguments, shard_rows=shard_rows, **options)
 
-    run.CacheWriter, run.WINDOW = SmallShards, window  # type: ignore[misc]
+    opening.CacheWriter, run.WINDOW = SmallShards, window  # type: ignore[misc]
 
 
 class _Run:

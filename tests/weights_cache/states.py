@@ -72,3 +72,16 @@ def assert_state(folder: Path, expected: State, note: object) -> None:
     report = verify(folder)
     assert (report.problems, report.strays, strays(folder)) == ((), 0, []), note
     assert state(folder) == expected, note
+
+
+def assert_weights_agree(folder: Path, expected: Path) -> None:
+    """The same pairs with the same weights, to how they are rounded: batches differ, and the last bits with them."""
+    with WeightsCache.open(folder) as ours, WeightsCache.open(expected) as theirs:
+        rows = {row.example_hash: row for row in theirs.rows()}
+        assert sorted(row.example_hash for row in ours.rows()) == sorted(rows)
+        for row in ours.rows():
+            other = rows[row.example_hash]
+            for side, its in ((row.chosen, other.chosen), (row.rejected, other.rejected)):
+                assert (side.starts.tolist(), side.ends.tolist()) == (its.starts.tolist(), its.ends.tolist())
+                for layer, weights in side.weights.items():
+                    np.testing.assert_allclose(weights, its.weights[layer], rtol=2**-11)

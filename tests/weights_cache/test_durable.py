@@ -59,6 +59,22 @@ def test_a_living_writer_keeps_its_file_and_a_killed_one_loses_it(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_of_another_machine_is_left_alone_until_it_has_lain_still(
+    tmp_path: Path, holder: subprocess.Popen[str]
+) -> None:
+    """Where locks hold within one machine only, a file of another one looks like a dead writer's."""
+    (stray,) = tmp_path.iterdir()
+    holder.kill()
+    holder.wait()
+    here, _, rest = stray.name.removeprefix(".tmp-").partition("-")
+    other = stray.rename(tmp_path / f".tmp-{'0' * 8 if here != '0' * 8 else '1' * 8}-{rest}")
+    assert remove_strays(tmp_path) == 0
+    an_hour_ago = os.stat(other).st_mtime - 3700
+    os.utime(other, (an_hour_ago, an_hour_ago))
+    assert remove_strays(tmp_path) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_taken_for_a_stray_before_its_lock_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The instant between creating and locking a temporary file: the first lock comes after another worker's cleaning.
     calls: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -248,3 +249,25 @@ def test_shards_are_encoded_as_the_format_says(tmp_path: Path) -> None:
             assert "BYTE_STREAM_SPLIT" in column.encodings
         if column.physical_type == "INT32":
             assert "DELTA_BINARY_PACKED" in column.encodings
+
+
+def test_a_cache_begun_by_another_worker_at_the_same_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the file system has no locks: the other one begins after the folder was looked at, or before."""
+    module = writer_module
+    real = module.may_begin
+
+    def may_begin(folder: Path) -> bool:
+        free = real(folder)
+        monkeypatch.setattr(module, "may_begin", real)
+        monkeypatch.setattr(module, "locked", lambda _folder: nullcontext())
+        with CacheWriter.open(tmp_path, RECIPE) as other:
+            other.add(make_row(1))
+        return free
+
+    monkeypatch.setattr(module, "may_begin", may_begin)
+    monkeypatch.setattr(module, "locked", lambda _folder: nullcontext())
+    with CacheWriter.open(tmp_path, RECIPE) as writer:
+        assert len(writer.done) == 1
+        writer.add(make_row(2))
+    with WeightsCache.open(tmp_path) as cache:
+        assert len(cache) == 2

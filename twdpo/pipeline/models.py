@@ -95,12 +95,14 @@ def load_model(
     attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     load_in_4bit: bool = False,
+    device_map: str | dict[str, str] | None = None,
 ) -> LoadedModel:
     """Load a model in evaluation mode onto a device, with its tokenizer.
 
     `name` is a folder, a GGUF file, a hub repository or `smollm2-135m`. attn_implementation: None for the fastest that
     the model supports, as transformers knows it. load_in_4bit: hold linear layers in NF4 with double quantization and
-    compute in `dtype`. Raises ModelError, UsageError or HubUnavailable.
+    compute in `dtype`. device_map: place the parts as accelerate does, over several devices, memory and disk; `device`
+    then only decides what `dtype` auto is. Raises ModelError, UsageError or HubUnavailable.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -110,8 +112,9 @@ def load_model(
     if load_in_4bit:
         import_bitsandbytes("--load-in-4bit", "leave it out")
     if holds_adapter(name):
-        if load_in_4bit:
-            raise ModelError(f"{name} is an adapter, which 4 bits cannot hold; merge it and pass the merged model")
+        if load_in_4bit or device_map:
+            cannot = "4 bits cannot hold" if load_in_4bit else "--device-map cannot place"
+            raise ModelError(f"{name} is an adapter, which {cannot}; merge it and pass the merged model")
         return _load_merged(
             Path(name).expanduser(),
             name,
@@ -122,9 +125,11 @@ def load_model(
         )
     folder, identity, arguments = _locate(name, revision, trust_remote_code)
     with _loading(name, "model"), quiet_progress():
-        four_bits = {"quantization_config": four_bit(dtype), "device_map": {"": device}} if load_in_4bit else {}
+        placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
+        if load_in_4bit:
+            placed = {"quantization_config": four_bit(dtype), "device_map": {"": device}}
         model: Any = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments, **four_bits
+            folder, dtype=getattr(torch, dtype), attn_implementation=attn_implementation, **arguments, **placed
         )
         if getattr(model, "peft_config", None):  # transformers lays a hub repository's adapter over its base unasked
             raise ModelError(
@@ -133,7 +138,7 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
     if "gguf_file" in arguments:
         forget_quantization(model)
-    model = (model if load_in_4bit else model.to(device)).eval()
+    model = (model if placed else model.to(device)).eval()
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -142,6 +147,15 @@ def load_model(
         dtype=dtype,
         quantization="nf4" if load_in_4bit else None,
     )
+
+
+def input_device(model: Any) -> Any:
+    """The torch device that a model wants its token ids on, also where its parts are spread or not in memory."""
+    import torch
+
+    embedding = model.get_input_embeddings()
+    executes_on = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if executes_on is None else torch.device(executes_on)
 
 
 def four_bit(dtype: str) -> Any:
@@ -322,11 +336,15 @@ def quiet_progress() -> Iterator[None]:
 
     logging: Any = library  # its functions are not annotated
     shown = logging.is_progress_bar_enabled()
+    verbosity = logging.get_verbosity()
     logging.disable_progress_bar()
+    # What is offloaded is said to be; the user asked for it.
+    logging.set_verbosity_error()
     try:
         # The GGUF reader writes a bar of its own, whatever it is told.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

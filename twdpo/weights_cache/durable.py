@@ -2,7 +2,9 @@
 
 A file is written under a temporary name in its folder, fsynced, renamed, and the folder is fsynced. A writer holds a
 lock on its temporary file, so that a file left by a dead writer can be told from one still being written: the kernel
-lets go of the lock when its process ends, however it ends. Works on POSIX systems. Not for: what the files hold.
+lets go of the lock when its process ends, however it ends. Some file systems of clusters know locks within one machine
+only: another machine's file, told by its name, must also have lain still for long. Works on POSIX systems. Not for:
+what the files hold.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import fcntl
 import hashlib
 import io
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +27,11 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 TEMPORARY_PREFIX = ".tmp-"
+#: This machine in the names of temporary files.
+_HOST = hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+_NAME = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(?P<host>[0-9a-f]{{8}})-\d+-[0-9a-f]{{12}}")
+#: Seconds that another machine's temporary file must have lain still before it is taken for one of the dead.
+_STILL = 3600.0
 
 
 @contextmanager
@@ -160,7 +169,7 @@ def remove_strays(folder: Path) -> int:
 
 def _open_temporary(folder: Path) -> tuple[Path, int]:
     while True:
-        path = folder / f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(6)}"
+        path = folder / f"{TEMPORARY_PREFIX}{_HOST}-{os.getpid()}-{secrets.token_hex(6)}"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -171,7 +180,10 @@ def _open_temporary(folder: Path) -> tuple[Path, int]:
 
 
 def _remove_if_dead(path: Path) -> bool:
+    name = _NAME.fullmatch(path.name)
     try:
+        if name and name["host"] != _HOST and time.time() - path.stat().st_mtime < _STILL:
+            return False
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
         return False

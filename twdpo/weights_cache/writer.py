@@ -70,9 +70,11 @@ class CacheWriter:
         make_folder(folder)
         with storing(folder), locked(folder):
             remove_strays(folder)
+            # Looked for after the folder, not before: without locks, another worker may just have begun the cache.
+            is_free = may_begin(folder)
             if (folder / MANIFEST).exists():
                 old: Manifest | None = Manifest.load(folder)
-            elif may_begin(folder):
+            elif is_free:
                 old = None
             else:
                 raise CacheError(f"{folder} is not empty and holds no weights cache; choose another --out")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from twdpo.pipeline.annotate.config import AnnotateConfig
-    from twdpo.pipeline.annotate.run import AnnotateProgress, AnnotateResult, annotate
+    from twdpo.pipeline.annotate.progress import AnnotateProgress
+    from twdpo.pipeline.annotate.run import AnnotateResult, annotate
 
 __all__ = ["AnnotateConfig", "AnnotateProgress", "AnnotateResult", "annotate"]
 
-_HOMES = {"AnnotateConfig": "config", "AnnotateProgress": "run", "AnnotateResult": "run", "annotate": "run"}
+_HOMES = {"AnnotateConfig": "config", "AnnotateProgress": "progress", "AnnotateResult": "run", "annotate": "run"}
 
 
 def __getattr__(name: str) -> object:

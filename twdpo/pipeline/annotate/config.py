@@ -6,7 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from twdpo.errors import UsageError
+from twdpo.pipeline.annotate.shard import Shard
 from twdpo.pipeline.models import DEFAULT_MODEL, DTYPES
+
+#: How accelerate can spread a judge over devices, and what of a run can hold the engines.
+DEVICE_MAPS = ("auto", "balanced", "sequential")
+RUNNERS = ("local", "ray")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +22,8 @@ class AnnotateConfig:
     commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of the chosen
     answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward pass, None
     for as many as a token budget allows. seed: with `limit`, draw the pairs at random instead of taking the first.
+    shard: `i/n`, the i-th of n parts (from 0), by the pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger
+    than a device. runner: `local`, or `ray` with `workers` engines, None for one a GPU of the cluster (else one).
     Raises UsageError where a value is out of range.
     """
 
@@ -28,10 +35,14 @@ class AnnotateConfig:
     out: str = "weights_cache"
     limit: int | None = None
     seed: int | None = None
+    shard: str | None = None
     layers: str | None = None
     verdict: bool = True
     dtype: str = "auto"
     device: str = "auto"
+    device_map: str | None = None
+    runner: str = "local"
+    workers: int | None = None
     max_length: int = 2048
     batch_size: int | None = None
     judge_template: str | None = None
@@ -40,7 +51,7 @@ class AnnotateConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("max_length", 64), ("batch_size", 1), ("seed", 0)):
+        for name, least in (("limit", 1), ("max_length", 64), ("batch_size", 1), ("seed", 0), ("workers", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} {value} is too small; the least is {least}")
@@ -48,6 +59,18 @@ class AnnotateConfig:
             raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}")
         if self.seed is not None and self.limit is None:
             raise UsageError("--seed draws pairs at random and needs --limit, which says how many")
+        if self.shard is not None:
+            Shard.parse(self.shard)
+        if self.device_map is not None and self.device_map not in DEVICE_MAPS:
+            raise UsageError(f"--device-map {self.device_map} is not known; choose one of {', '.join(DEVICE_MAPS)}")
+        if self.device_map is not None and self.device != "auto":
+            raise UsageError(
+                f"--device-map {self.device_map} places the judge itself: leave --device {self.device} out"
+            )
+        if self.runner not in RUNNERS:
+            raise UsageError(f"--runner {self.runner} is not known; choose one of {', '.join(RUNNERS)}")
+        if self.workers is not None and self.runner == "local":
+            raise UsageError("--workers is how many engines --runner ray starts; give both, or neither")
 
 
 HELP = {
@@ -60,10 +83,14 @@ HELP = {
     "out": "Folder of the weights cache; one that is there is gone on with.",
     "limit": "Judge so many pairs only: the first, or see --seed.",
     "seed": "Draw the --limit pairs at random with this seed.",
+    "shard": "Judge one part only: i/n is the i-th of n, from 0; n runs with 0/n, 1/n and so on do the whole.",
     "layers": "Layers to store, such as 7,15,31 or -1 (the last) or all; five over the depth unless given.",
     "verdict": "Keep which answer the judge prefers; without it judging ends at the deepest layer stored.",
     "dtype": "auto, float32, bfloat16 or float16; auto is float32 on a CPU and bfloat16 elsewhere.",
     "device": "auto, cpu, cuda, cuda:1 or mps.",
+    "device_map": "auto, balanced or sequential: spread a judge too big for a GPU over all, then memory and disk.",
+    "runner": "local, or ray: engines on all GPUs of a Ray cluster, or on a laptop's cores.",
+    "workers": "Engines that --runner ray starts; one for each GPU of the cluster unless given, one without GPUs.",
     "max_length": "Longest judge prompt in tokens; longer pairs are cut as published.",
     "batch_size": "Prompts in one forward pass; by a budget of tokens unless given.",
     "judge_template": "File with the judge prompt; {question}, {answer_a} and {answer_b} stand in it once each.",

@@ -68,6 +68,7 @@ def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
         config.model,
         dtype=config.dtype,
         device=config.device,
+        device_map=config.device_map,
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )

@@ -49,6 +49,15 @@ class Engine(ABC):
         """How many tokens of prompts `read` wants at once, at the least, to be fast."""
         return 0
 
+    @property
+    def peak_flops(self) -> float | None:
+        """Floating-point operations that the device can do in a second, None where that is not known."""
+        return None
+
+    def flops(self, prompts: Sequence[JudgePrompt], layers: Sequence[int], *, verdict: bool) -> float | None:
+        """Floating-point operations that `read` needs for these prompts, None where it does not say."""
+        return None
+
     @abstractmethod
     def read(
         self, prompts: Sequence[JudgePrompt], layers: Sequence[int], verdict_ids: tuple[int, int] | None

@@ -22,6 +22,7 @@ from twdpo.pipeline.annotate.engines.packed import Head, PackedPass
 from twdpo.pipeline.annotate.engines.padded import PaddedPass
 from twdpo.pipeline.annotate.engines.tree import Ids, Tree, divide, grow, lay, shared_head
 from twdpo.pipeline.annotate.engines.trim import only_at, tokenwise_modules
+from twdpo.pipeline.models import input_device
 
 #: A head shorter than this is not worth its keeping.
 _LEAST_HEAD = 16
@@ -40,7 +41,7 @@ class Way(ABC):
     """A way to run prompts through a model, known by their indices in a list of token ids."""
 
     def __init__(self, model: Any, num_layers: int) -> None:
-        self._model, self._last = model, num_layers - 1
+        self._model, self._last, self._device = model, num_layers - 1, input_device(model)
         self._output_head: nn.Module = model.get_output_embeddings()
 
     @abstractmethod
@@ -115,7 +116,7 @@ class InARow(Way):
         packed = PackedPass(
             row, layers=layers, last=self._last, head=self._head, stop_at=stop_at, at_once=self._at_once
         )
-        device = self._model.device
+        device = self._device
         places = torch.from_numpy(row.places).to(device)
         with only_at(self._trimmed, places):
             logits = self._forward(
@@ -135,7 +136,7 @@ class InARow(Way):
         tree = Tree(prompts=(0,), head=0, stem=0, tokens=len(ids))
         row = lay([tree], [ids], 0)
         packed = PackedPass(row, layers=(), last=self._last, head=head, fill_head=True, stop_at=self._last)
-        device = self._model.device
+        device = self._device
         self._forward(
             packed,
             lambda hidden: hidden[:, -1:],
@@ -161,7 +162,7 @@ class Padded(Way):
     def run(self, trees: Sequence[Tree], ids: Sequence[Ids], layers: Sequence[int], *, verdict: bool) -> RawReadings:
         """One batch."""
         prompts = tuple(index for tree in trees for index in tree.prompts)
-        device = self._model.device
+        device = self._device
         lengths = torch.tensor([len(ids[i]) for i in prompts], device=device)
         batch = torch.zeros((len(prompts), int(lengths.max())), dtype=torch.long)
         for row, i in enumerate(prompts):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,8 @@ from twdpo.pipeline.annotate.engines.passes import InARow, Padded, RawReadings, 
 from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
 from twdpo.pipeline.cpu_linear import use_fast_exact_linear
+from twdpo.pipeline.flops import DecoderShape, peak_of, shape_of
+from twdpo.pipeline.models import input_device
 
 #: Tokens in one forward pass at the most, where it holds more than a pair.
 _TOKENS_ON_CPU, _TOKENS_ON_ACCELERATOR = 2048, 32768
@@ -45,7 +48,7 @@ class TransformersEngine(Engine):
         self._model = model
         self._config = model.config.get_text_config()
         self._batch_size = batch_size
-        self._on_cpu = model.device.type == "cpu"
+        self._on_cpu = input_device(model).type == "cpu"
         self._budget = token_budget or (_TOKENS_ON_CPU if self._on_cpu else _TOKENS_ON_ACCELERATOR)
         if model.get_output_embeddings() is None:
             raise ModelError(f"{type(model).__name__} has no language-model head; use a causal language model")
@@ -72,6 +75,21 @@ class TransformersEngine(Engine):
     def window_tokens(self) -> int:
         """A few passes at once on an accelerator, so that all are about full."""
         return 0 if self._on_cpu else 4 * self._budget
+
+    @cached_property
+    def peak_flops(self) -> float | None:
+        """Of the GPU, where its kind is known."""
+        return peak_of({parameter.device for parameter in self._model.parameters()}, str(self._model.dtype)[6:])
+
+    def flops(self, prompts: Sequence[JudgePrompt], layers: Sequence[int], *, verdict: bool) -> float | None:
+        """Of all layers that are run, shared beginnings once; the last layer counts whole."""
+        deep = self.num_layers if verdict else max(layers) + 1
+        ids = [prompt.ids for prompt in prompts]
+        return self._shape.flops(ids, layers=deep, heads=verdict) if self._shape and self.peak_flops else None
+
+    @cached_property
+    def _shape(self) -> DecoderShape | None:
+        return shape_of(self._model)
 
     def reach(self, layer: int) -> int | None:
         """The sliding window of a layer that has one."""
@@ -134,7 +152,7 @@ class TransformersEngine(Engine):
         """In a row where that gives what whole prompts give, and the last layer cut down where that does too."""
         kinds = set(getattr(self._config, "layer_types", None) or ())
         if kinds <= {"full_attention", "sliding_attention"}:
-            at_once = (True, False) if has_varlen(self._model.device, self._model.dtype) else (False,)
+            at_once = (True, False) if has_varlen(input_device(self._model), self._model.dtype) else (False,)
             for options in ({"trim": trim, "at_once": once} for trim in (True, False) for once in at_once):
                 if self._agrees(InARow(self._model, self.num_layers, **options), ids):
                     return InARow(self._model, self.num_layers, **options)

@@ -1,0 +1,30 @@
+"""The cache of a run of stage one, begun or gone on with. Not for: what is written into it (`judging.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twdpo.config import to_yaml
+from twdpo.pipeline.annotate.config import AnnotateConfig
+from twdpo.pipeline.annotate.judge import Judge
+from twdpo.weights_cache import CacheWriter
+from twdpo.weights_cache.durable import write_file
+
+
+def open_cache(config: AnnotateConfig, judge: Judge, source: Mapping[str, Any]) -> CacheWriter:
+    """The cache that `config` names, `source` among its data sets, and `config` beside it but for its part.
+
+    Raises what opening a cache raises.
+    """
+    writer = CacheWriter.open(
+        Path(config.out),
+        judge.recipe,
+        dataset=source,
+        defaults={"attn_source": str(judge.layers[-1]), "policy_model": config.model},
+        include_text=config.include_text,
+    )
+    write_file(Path(config.out) / "annotate.yaml", to_yaml(replace(config, shard=None)).encode())
+    return writer

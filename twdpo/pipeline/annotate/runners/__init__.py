@@ -1,0 +1,1 @@
+"""Runs of stage one that more than this process takes part in."""
