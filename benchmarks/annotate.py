@@ -115,6 +115,10 @@ class Bench:
         self.shape: Any = None
         self._models: dict[str, Any] = {}
 
+    def engine(self, dtype: str) -> Any:
+        """The model inside our engine."""
+        return self._models[f"transformers {dtype}"]._model
+
     def make(self, name: str) -> Run:
         """One of NAMES."""
         kind, dtype, *_ = name.split()
@@ -176,6 +180,52 @@ def peak_memory(options: argparse.Namespace, name: str, pairs: int) -> float:
     return float(json.loads(output.splitlines()[-1]))
 
 
+def where_time_goes(bench: Bench, dtype: str) -> None:
+    """The parts of our forward passes on a CPU, by clocks around them; one pass over all prompts after a first one."""
+    from torch import nn
+
+    from twdpo.pipeline.annotate.engines.packed import PackedPass
+
+    run = bench.make(f"transformers {dtype}")
+    model = bench.engine(dtype)
+    spent: dict[str, float] = {}
+    started: dict[int, float] = {}
+
+    def clock(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **keywords: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return method(*arguments, **keywords)
+            finally:
+                spent[name] = spent.get(name, 0.0) + time.perf_counter() - begin
+
+        return timed
+
+    for module in model.modules():
+        kind = "linear layers" if isinstance(module, nn.Linear) else "norms" if "Norm" in type(module).__name__ else ""
+        if kind:
+            module.register_forward_pre_hook(lambda m, _a: started.__setitem__(id(m), time.perf_counter()))
+
+            def stop(m: nn.Module, _a: Any, _o: Any, kind: str = kind) -> None:
+                spent[kind] = spent.get(kind, 0.0) + time.perf_counter() - started[id(m)]
+
+            module.register_forward_hook(stop)
+    before = PackedPass._everywhere, PackedPass._read
+    PackedPass._everywhere, PackedPass._read = clock("attention", before[0]), clock("the rows read", before[1])  # type: ignore[method-assign]
+    try:
+        run(bench.prompts[:4])
+        spent.clear()
+        begin = time.perf_counter()
+        run(bench.prompts)
+        total = time.perf_counter() - begin
+    finally:
+        PackedPass._everywhere, PackedPass._read = before  # type: ignore[method-assign]
+    spent["everything else"] = total - sum(spent.values())
+    print(f"\n| {dtype}, {total:.1f} s | of the time |\n|---|---|")
+    for name, part in sorted(spent.items(), key=lambda item: -item[1]):
+        print(f"| {name} | {part / total:.1%} |")
+
+
 def only(options: argparse.Namespace) -> None:
     """Run one way once and print the peak."""
     bench = Bench(options, options.pairs)
@@ -198,6 +248,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--engines", default="transformers", help="transformers, or transformers,vllm")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--profile", action="store_true", help="say where our engine's time goes instead, on a CPU")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
@@ -205,6 +256,12 @@ def main() -> None:
         return
 
     dtypes = options.dtypes.split(",")
+    if options.profile:
+        bench = Bench(options, options.pairs)
+        print(f"\n{describe()}\n{len(bench.pairs)} pairs, {sum(len(p.ids) for p in bench.prompts):,} tokens")
+        for dtype in dtypes:
+            where_time_goes(bench, dtype)
+        return
     first = options.published_dtype or dtypes[0]
     names = [f"published {first}"]
     for dtype in dtypes:
