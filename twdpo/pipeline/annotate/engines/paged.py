@@ -51,10 +51,13 @@ class Step:
 
     def agrees(self, slot_mapping: Tensor) -> bool:
         """Whether every request's newest token goes where the block table has it: the two describe one layout."""
-        last = torch.tensor(self.lengths, device=self.block_table.device) - 1
-        rows = torch.arange(len(self.lengths), device=self.block_table.device)
+        computed = [i for i in range(len(self.names)) if self.starts[i] < self.starts[i + 1]]
+        if max(self.lengths, default=0) > self.block_size * self.block_table.shape[1]:
+            return False
+        rows = torch.tensor(computed, dtype=torch.long, device=self.block_table.device)
+        last = torch.tensor([self.lengths[i] - 1 for i in computed], device=self.block_table.device)
         expected = self.block_table[rows, last // self.block_size].long() * self.block_size + last % self.block_size
-        ends = torch.tensor(self.starts[1:], device=slot_mapping.device) - 1
+        ends = torch.tensor([self.starts[i + 1] - 1 for i in computed], device=slot_mapping.device)
         return bool((slot_mapping[ends].long() == expected).all())
 
 

@@ -7,6 +7,7 @@ vLLM is patched.
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -112,12 +113,25 @@ class VllmEngine(Engine):
             return []
         self._watch(layers)
         requests = [{"prompt_token_ids": prompt.ids.tolist()} for prompt in prompts]
-        outputs = self._llm.generate(requests, self._sampling(verdict_ids), use_tqdm=False)
+        sampling = self._sampling(verdict_ids)
+        try:
+            outputs = self._llm.generate(requests, sampling, use_tqdm=False)
+        except Exception as error:  # whatever it raises: its workers, its kernels or its models failed
+            raise ModelError(
+                f"vLLM stopped: {_why(error)}; VLLM_LOGGING_LEVEL=INFO shows its log, --engine transformers does "
+                "without it"
+            ) from error
         rows = self._take({output.request_id: _places(p) for output, p in zip(outputs, prompts, strict=True)}, layers)
         return [
             _reading(prompt, rows[output.request_id], output, verdict_ids)
             for output, prompt in zip(outputs, prompts, strict=True)
         ]
+
+    def close(self) -> None:
+        """End vLLM and free its memory: in one process no other engine of vLLM can be loaded before that."""
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        gc.collect()
 
     def _watch(self, layers: Sequence[int]) -> None:
         answers = self._llm.collective_rpc("twdpo_watch", args=(list(layers),))
