@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import os
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,8 @@ class VllmEngine(Engine):
         """
         if not prompts:
             return []
+        if self._llm is None:
+            raise ModelError("this engine was closed: a process runs one judge in vLLM at a time, the last one loaded")
         self._watch(layers)
         requests = [{"prompt_token_ids": prompt.ids.tolist()} for prompt in prompts]
         sampling = self._sampling(verdict_ids)
@@ -128,10 +131,11 @@ class VllmEngine(Engine):
         ]
 
     def close(self) -> None:
-        """End vLLM and free its memory: in one process no other engine of vLLM can be loaded before that."""
-        self._llm.llm_engine.engine_core.shutdown()
-        self._llm = None
-        gc.collect()
+        """End vLLM and free its memory; `read` can't be called any more. Harmless when repeated."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
 
     def _watch(self, layers: Sequence[int]) -> None:
         answers = self._llm.collective_rpc("twdpo_watch", args=(list(layers),))
@@ -164,18 +168,23 @@ class VllmEngine(Engine):
         }
 
 
+#: The engine that this process has in vLLM, which keeps its groups of processes in globals.
+_loaded: Callable[[], VllmEngine | None] = lambda: None  # noqa: E731
+
+
 def load_vllm(options: VllmOptions, *, check: Callable[[Any], None] = lambda _config: None) -> LoadedEngine:
-    """Load a judge into vLLM, once `check` has let its configuration pass.
+    """Load a judge into vLLM, once `check` has let its configuration pass; an engine loaded before is closed.
 
     Raises UsageError where vLLM is missing or an option is not for it, and ModelError.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    global _loaded
     if options.model.endswith(".gguf") or holds_adapter(options.model):
         kind = "a GGUF file" if options.model.endswith(".gguf") else "an adapter"
         raise ModelError(f"{options.model} is {kind}, which --engine vllm does not load; use --engine transformers")
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     with _quiet():
         vllm = import_vllm()
         device = _device(options.device)
@@ -186,12 +195,16 @@ def load_vllm(options: VllmOptions, *, check: Callable[[Any], None] = lambda _co
     check(config)
     commit = getattr(config, "_commit_hash", None)
     dtype = resolve_dtype(options.dtype, device)
+    if (before := _loaded()) is not None:
+        before.close()
+    gc.collect()  # what is left of another would end the groups of processes that the new one needs
     with _quiet():
         llm = _load(
             vllm, _arguments(options, folder, commit or arguments.get("revision"), dtype, device), options.model
         )
     step_tokens = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens if device != "cpu" else 0
     engine = VllmEngine(llm, config, _sampling(vllm), step_tokens=step_tokens)
+    _loaded = weakref.ref(engine)
     return LoadedEngine(engine=engine, tokenizer=tokenizer, revision=identity or commit, dtype=dtype)
 
 
