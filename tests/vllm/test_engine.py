@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from twdpo.preferences import load as load_pairs
 LAYERS = (0, 6, 14, 21, 29)
 PAIRS = 8
 #: bfloat16 against float32: the largest difference of any token's p, and of a verdict's probability.
-BF16_P, BF16_VERDICT = 0.03, 0.06
+BF16_P, BF16_VERDICT = 0.06, 0.04
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,10 @@ def eager(model: Any, prompt: JudgePrompt, layers: Sequence[int]) -> tuple[dict[
     return {n: output.attentions[n][0, :, -1].float().mean(dim=0).numpy() for n in layers}, output.logits[0, -1].float()
 
 
+def words(text: str) -> int:
+    return len(text.split())
+
+
 @pytest.fixture(scope="module")
 def asked(embedded_model: str) -> Asked:
     from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
@@ -51,7 +54,11 @@ def asked(embedded_model: str) -> Asked:
 
     loaded = load_model(embedded_model, dtype="float32", device="cpu", attn_implementation="eager")
     builder = PromptBuilder(loaded.tokenizer, template=load_template(None))
-    pairs = [pair for pair in islice(load_pairs(resolve("demo")), PAIRS) if isinstance(pair, Pair)]
+    # Of a few words only, each has a large share, and its rounding too.
+    pairs = [
+        p for p in load_pairs(resolve("demo")) if isinstance(p, Pair) and min(map(words, (p.chosen, p.rejected))) > 9
+    ]
+    pairs = sorted(pairs, key=lambda pair: words(pair.chosen) + words(pair.rejected))[:PAIRS]
     assert len(pairs) == PAIRS
     prompts = [builder.build(pair, order) for pair in pairs for order in ("cr", "rc")]
     a, b = builder.verdict_ids()
@@ -115,21 +122,6 @@ def test_float32_equals_eager_and_transformers(
     assert engine.window_tokens == 0
 
 
-def test_reads_go_on_and_change_layers(asked: Asked, embedded_model: str, load: Callable[..., Any]) -> None:
-    """Cached prefixes outlive a read, and are not used for layers that were not watched when they were computed."""
-    engine = load(model=embedded_model, dtype="float32")
-    few = asked.prompts[:4]
-    first = engine.read(few, (29,), None)
-    assert all(reading.verdict_logits is None for reading in first)
-    again = engine.read(few, (29,), None)
-    other = engine.read(few, (0, 14), None)
-    for i, prompt in enumerate(few):
-        for readings, layers in ((first, (29,)), (again, (29,)), (other, (0, 14))):
-            for layer in layers:
-                for got, span in zip(readings[i].attention[layer], (prompt.answer_a, prompt.answer_b), strict=True):
-                    np.testing.assert_allclose(got, asked.rows[i][layer][span.first : span.last], atol=5e-6)
-
-
 def test_bfloat16_within_its_rounding(asked: Asked, embedded_model: str, load: Callable[..., Any]) -> None:
     readings = load(model=embedded_model, dtype="bfloat16").read(asked.prompts, LAYERS, asked.verdict_ids)
     _, p, _ = worst(readings, asked)
@@ -138,7 +130,7 @@ def test_bfloat16_within_its_rounding(asked: Asked, embedded_model: str, load: C
 
 
 #: What each family needs to run in vLLM, whose kernels know widths of 32 and more.
-SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 64, "head_dim": 32}
+SIZES: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 64, "head_dim": 32, "initializer_range": 0.1}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "mistral": {"sliding_window": 24},
@@ -146,8 +138,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {},
     "gemma2": {"query_pre_attn_scalar": 32, "attn_logit_softcapping": 2.0},
     "gemma3": {"query_pre_attn_scalar": 32},
-    "phi3": {"head_dim": None},
-    "cohere": {},
     "granite": {},
 }
 VERDICTS = (5, 9)
@@ -167,7 +157,7 @@ def random_prompt(length: int, seed: int) -> JudgePrompt:
 
 def tiny(folder: Path, family: str) -> tuple[str, Any]:
     """A tiny model in a folder, and the same one to run eagerly."""
-    options = {name: size for name, size in (SIZES | FAMILIES[family]).items() if size is not None}
+    options = SIZES | FAMILIES[family]
     save_tiny(folder, family, layers=4, **options)
     model = tiny_model(family, layers=4, **options)
     model.set_attn_implementation("eager")
@@ -183,14 +173,14 @@ def check_tiny(engine: Any, model: Any) -> None:
             rows, logits = eager(model, prompt, range(4))
             for layer in range(4):
                 for got, span in zip(reading.attention[layer], (prompt.answer_a, prompt.answer_b), strict=True):
-                    np.testing.assert_allclose(got, rows[layer][span.first : span.last], atol=1e-5, rtol=0)
+                    np.testing.assert_allclose(got, rows[layer][span.first : span.last], atol=5e-6, rtol=0)
             a, b = reading.verdict_logits
             assert a - b == pytest.approx(float(logits[VERDICTS[0]] - logits[VERDICTS[1]]), abs=2e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_layer_of_a_family(tmp_path: Path, family: str, load: Callable[..., Any]) -> None:
-    """Sliding windows and soft caps among them; the largest weights are as random as the smallest."""
+    """Sliding windows and soft caps among them."""
     folder, model = tiny(tmp_path, family)
     engine = load(model=folder, dtype="float32", max_length=256, step_tokens=64)
     check_tiny(engine, model)
@@ -204,21 +194,25 @@ def test_two_ranks_share_the_heads(tmp_path: Path, load: Callable[..., Any]) -> 
     check_tiny(load(model=folder, dtype="float32", max_length=256, step_tokens=64, tensor_parallel=2), model)
 
 
-def test_a_judge_with_alibi_is_refused_by_name(tmp_path: Path, load: Callable[..., Any]) -> None:
+def test_one_judge_after_another_and_what_is_refused(tmp_path: Path, load: Callable[..., Any]) -> None:
     import transformers
 
     config = transformers.BloomConfig(vocab_size=400, hidden_size=128, n_layer=2, n_head=4)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    engine = load(model=str(tmp_path), dtype="float32", max_length=256)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "alibi")
+    tiny_tokenizer().save_pretrained(tmp_path / "alibi")
+    first = load(model=str(tmp_path / "alibi"), dtype="float32", max_length=256)
     with pytest.raises(ModelError, match="layer 1 uses ALiBi; use --engine transformers"):
-        engine.read([random_prompt(30, 0)], [1], None)
-
-
-def test_one_judge_at_a_time_in_a_process(tmp_path: Path, load: Callable[..., Any]) -> None:
-    folder, model = tiny(tmp_path, "llama")
-    first = load(model=folder, dtype="float32", max_length=256)
+        first.read([random_prompt(30, 0)], [1], None)
+    folder, model = tiny(tmp_path / "llama", "llama")
     second = load(model=folder, dtype="float32", max_length=256)
     with pytest.raises(ModelError, match="this engine was closed"):
         first.read([random_prompt(30, 0)], [1], None)
-    check_tiny(second, model)
+    # Prefixes cached while other layers were watched are of no use, and not used.
+    prompt = random_prompt(250, 0)
+    rows, _ = eager(model, prompt, range(4))
+    for layers in ((3,), (3,), (0, 1)):
+        (reading,) = second.read([prompt], layers, None)
+        assert reading.verdict_logits is None
+        for layer in layers:
+            for got, span in zip(reading.attention[layer], (prompt.answer_a, prompt.answer_b), strict=True):
+                np.testing.assert_allclose(got, rows[layer][span.first : span.last], atol=5e-6, rtol=0)
