@@ -32,8 +32,9 @@ test: $(VENV)/.dev
 test-slow: $(VENV)/.dev
 	$(RUN) pytest -m slow
 
+# One thread unless told otherwise: two libraries of threads that wait for cores by spinning take turns badly.
 test-vllm: $(VENV_VLLM)/.vllm
-	$(VENV_VLLM)/bin/python -m pytest tests/vllm
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_VLLM)/bin/python -m pytest tests/vllm
 
 check: $(VENV)/.dev
 	$(RUN) ruff format --check .

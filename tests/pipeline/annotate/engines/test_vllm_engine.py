@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import pytest
 
 from twdpo.errors import ModelError, UsageError
 from twdpo.pipeline.annotate import AnnotateConfig
-from twdpo.pipeline.annotate.engines.vllm import VllmEngine, VllmOptions, load_vllm
+from twdpo.pipeline.annotate.engines.vllm import VllmEngine, VllmOptions, load_vllm, vllm_arguments
 from twdpo.pipeline.annotate.prompt import AnswerSpan, JudgePrompt
 
 
@@ -144,6 +145,24 @@ def test_files_that_vllm_does_not_load_are_refused(tmp_path: Any) -> None:
         load_vllm(VllmOptions(model=str(tmp_path)))
     with pytest.raises(ModelError, match="is a GGUF file"):
         load_vllm(VllmOptions(model="somewhere/judge.gguf"))
+
+
+def test_what_vllm_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VLLM_CPU_KVCACHE_SPACE", "VLLM_ALLOW_LONG_MAX_MODEL_LEN"):
+        monkeypatch.setenv(name, "7")
+    options = VllmOptions(model="org/judge", max_length=1024, batch_size=9, tensor_parallel=4)
+    told = vllm_arguments(options, "org/judge", "c0ffee", "bfloat16", "cuda")
+    assert told["revision"] == "c0ffee"
+    assert told["max_model_len"] == 1025
+    assert (told["max_num_seqs"], told["tensor_parallel_size"], told["gpu_memory_utilization"]) == (9, 4, 0.8)
+    assert told["attention_config"] == {"backend": "FLASH_ATTN"}
+    assert told["enforce_eager"] is True
+    assert "max_num_batched_tokens" not in told
+    assert vllm_arguments(options, "f", None, "float32", "cuda")["attention_config"] == {"backend": "TRITON_ATTN"}
+    on_cpu = vllm_arguments(VllmOptions(model="f", chunked=False), "f", None, "float32", "cpu")
+    assert on_cpu["max_num_batched_tokens"] == 2049
+    assert {"revision", "attention_config", "max_num_seqs"}.isdisjoint(on_cpu)
+    assert os.environ["VLLM_CPU_KVCACHE_SPACE"] == "7"  # the user's
 
 
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="is about its absence, and vLLM is installed")

@@ -198,6 +198,22 @@ def test_what_goes_wrong_in_a_step_is_told_and_the_step_goes_on() -> None:
     assert module.impl.calls == 5
 
 
+def test_metadata_that_are_filled_anew_each_step_are_read_anew() -> None:
+    made = worker(Runner([Attention(0)]))
+    made.twdpo_watch([0])
+    keys, queries = tokens(1, 6, 0)
+    first, second = (
+        make_step(["0"], [span], [[1, 2]], keys[:, slice(*span)], queries[:, slice(*span)]) for span in ((0, 2), (2, 6))
+    )
+    made.model_runner.execute_model(first)
+    vars(first.metadata).update(vars(second.metadata))
+    second.metadata = first.metadata
+    made.model_runner.execute_model(second)
+    failure, _, answers = made.twdpo_take({"0": (0, 3, 3, 6, 6)})
+    assert failure is None
+    np.testing.assert_allclose(np.frombuffer(answers["0"][0], np.float32), whole(queries[0], keys[0]), atol=1e-6)
+
+
 def test_a_dry_run_is_not_read() -> None:
     made = worker(Runner([Attention(0)]))
     made.twdpo_watch([0])

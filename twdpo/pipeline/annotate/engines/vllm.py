@@ -200,7 +200,7 @@ def load_vllm(options: VllmOptions, *, check: Callable[[Any], None] = lambda _co
     gc.collect()  # what is left of another would end the groups of processes that the new one needs
     with _quiet():
         llm = _load(
-            vllm, _arguments(options, folder, commit or arguments.get("revision"), dtype, device), options.model
+            vllm, vllm_arguments(options, folder, commit or arguments.get("revision"), dtype, device), options.model
         )
     step_tokens = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens if device != "cpu" else 0
     engine = VllmEngine(llm, config, _sampling(vllm), step_tokens=step_tokens)
@@ -221,7 +221,7 @@ def _device(device: str) -> str:
     return kind
 
 
-def _arguments(options: VllmOptions, folder: str, revision: str | None, dtype: str, device: str) -> dict[str, Any]:
+def vllm_arguments(options: VllmOptions, folder: str, revision: str | None, dtype: str, device: str) -> dict[str, Any]:
     """What vLLM's LLM is made with."""
     arguments: dict[str, Any] = {
         "model": folder,
@@ -237,6 +237,7 @@ def _arguments(options: VllmOptions, folder: str, revision: str | None, dtype: s
         "trust_remote_code": options.trust_remote_code,
         "worker_extension_cls": _EXTENSION,
         "enforce_eager": True,  # a captured graph runs no Python, so would be read by nobody
+        "async_scheduling": False,  # a step is looked at while it runs
         "skip_tokenizer_init": True,
         "use_tqdm_on_load": False,
         "disable_log_stats": True,
