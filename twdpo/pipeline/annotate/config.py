@@ -68,6 +68,11 @@ class AnnotateConfig:
             for name in ("tensor_parallel", "gpu_memory_utilization"):
                 if getattr(self, name) is not None:
                     raise UsageError(f"--{name.replace('_', '-')} is for --engine vllm")
+        if self.engine == "vllm":
+            if self.device_map is not None:
+                raise UsageError("--device-map is for --engine transformers; in vLLM it is --tensor-parallel")
+            if self.runner == "ray" and (self.tensor_parallel or 1) > 1:
+                raise UsageError("--runner ray gives each engine one GPU: leave --tensor-parallel out")
         share = self.gpu_memory_utilization
         if share is not None and not 0 < share <= 1:
             raise UsageError(f"--gpu-memory-utilization {share:g} must be more than 0 and at most 1")

@@ -177,6 +177,8 @@ def test_without_vllm_the_message_says_what_to_install() -> None:
         ({"engine": "sglang"}, "--engine sglang is not known; choose one of transformers, vllm"),
         ({"tensor_parallel": 2}, "--tensor-parallel is for --engine vllm"),
         ({"gpu_memory_utilization": 0.5}, "--gpu-memory-utilization is for --engine vllm"),
+        ({"engine": "vllm", "device_map": "auto"}, "--device-map is for --engine transformers; in vLLM it is --tensor"),
+        ({"engine": "vllm", "runner": "ray", "tensor_parallel": 2}, "--runner ray gives each engine one GPU: leave"),
         ({"engine": "vllm", "tensor_parallel": 0}, "--tensor-parallel 0 is too small; the least is 1"),
         ({"engine": "vllm", "gpu_memory_utilization": 1.5}, "--gpu-memory-utilization 1.5 must be more than 0"),
         ({"engine": "vllm", "gpu_memory_utilization": 0.0}, "--gpu-memory-utilization 0 must be more than 0"),
