@@ -216,10 +216,7 @@ def context_length(config: Any) -> int | None:
 
 
 def locate(name: str, revision: str | None, trust_remote_code: bool) -> tuple[str, str | None, dict[str, Any]]:
-    """Where a model lies, what identifies its content where that is known already, and the loader's arguments.
-
-    Raises ModelError where there is no such folder or file.
-    """
+    """Where a model lies, what identifies its content where that is known already, and the loader's arguments."""
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if name == DEFAULT_MODEL:
         file = _embedded_file()
