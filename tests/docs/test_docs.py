@@ -58,6 +58,7 @@ _FOREIGN = {
     "--no-deps",
     "--config_file",
     "--fsdp_version",
+    "--index-url",
     "--machine_rank",
     "--main_process_ip",
     "--main_process_port",

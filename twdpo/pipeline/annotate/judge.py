@@ -61,8 +61,11 @@ class Judge:
 
 
 def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
+    """The engine, its tokenizer, and the model's revision and dtype."""
+    if config.engine == "vllm":
+        return _load_vllm(config)
     from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
-    from twdpo.pipeline.models import context_length, load_model
+    from twdpo.pipeline.models import load_model
 
     loaded = load_model(
         config.model,
@@ -72,14 +75,39 @@ def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
         revision=config.revision,
         trust_remote_code=config.trust_remote_code,
     )
-    context = context_length(loaded.model.config)
-    if context is not None and context < config.max_length:
-        raise UsageError(
-            f"--max-length {config.max_length} is more than the judge's context of {context} tokens; "
-            f"use --max-length {context}"
-        )
+    _require_context(loaded.model.config, config.max_length)
     engine = TransformersEngine(loaded.model, batch_size=config.batch_size)
     return engine, loaded.tokenizer, loaded.revision, loaded.dtype
+
+
+def _load_vllm(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
+    from twdpo.pipeline.annotate.engines.vllm import GPU_MEMORY, VllmOptions, load_vllm
+
+    options = VllmOptions(
+        model=config.model,
+        revision=config.revision,
+        dtype=config.dtype,
+        device=config.device,
+        max_length=config.max_length,
+        batch_size=config.batch_size,
+        tensor_parallel=config.tensor_parallel or 1,
+        gpu_memory_utilization=config.gpu_memory_utilization or GPU_MEMORY,
+        trust_remote_code=config.trust_remote_code,
+    )
+    loaded = load_vllm(options, check=lambda model: _require_context(model, config.max_length))
+    return loaded.engine, loaded.tokenizer, loaded.revision, loaded.dtype
+
+
+def _require_context(model: Any, max_length: int) -> None:
+    """Raise UsageError where a model's configuration has room for fewer tokens than a judge prompt may have."""
+    from twdpo.pipeline.models import context_length
+
+    context = context_length(model)
+    if context is not None and context < max_length:
+        raise UsageError(
+            f"--max-length {max_length} is more than the judge's context of {context} tokens; "
+            f"use --max-length {context}"
+        )
 
 
 def _chat_template_kwargs(tokenizer: Any, config: AnnotateConfig) -> dict[str, Any]:

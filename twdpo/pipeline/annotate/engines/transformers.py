@@ -21,6 +21,7 @@ from twdpo.errors import ModelError
 from twdpo.pipeline.annotate.engines.base import Engine, Reading
 from twdpo.pipeline.annotate.engines.capture import register
 from twdpo.pipeline.annotate.engines.kernels import has_varlen
+from twdpo.pipeline.annotate.engines.layers import global_layers, reach
 from twdpo.pipeline.annotate.engines.passes import InARow, Padded, RawReadings, Way, no_interface
 from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
@@ -67,9 +68,7 @@ class TransformersEngine(Engine):
     @property
     def global_layers(self) -> tuple[int, ...]:
         """The full-attention layers, where sliding-window layers are mixed in; else all."""
-        kinds = getattr(self._config, "layer_types", None)
-        full = tuple(i for i, kind in enumerate(kinds or ()) if kind == "full_attention")
-        return full or tuple(range(self.num_layers))
+        return global_layers(self._config)
 
     @property
     def window_tokens(self) -> int:
@@ -93,11 +92,7 @@ class TransformersEngine(Engine):
 
     def reach(self, layer: int) -> int | None:
         """The sliding window of a layer that has one."""
-        window = getattr(self._config, "sliding_window", None)
-        kinds = getattr(self._config, "layer_types", None)
-        if not window or (kinds and kinds[layer] != "sliding_attention"):
-            return None
-        return int(window) if kinds or getattr(self._config, "use_sliding_window", True) else None
+        return reach(self._config, layer)
 
     @torch.inference_mode()
     def read(
