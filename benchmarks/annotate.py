@@ -248,6 +248,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=2048)
     parser.add_argument("--engines", default="transformers", help="transformers, or transformers,vllm")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    parser.add_argument("--no-verdict", action="store_true", help="also without the verdict, to the deepest layer only")
     parser.add_argument("--profile", action="store_true", help="say where our engine's time goes instead, on a CPU")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -265,7 +266,8 @@ def main() -> None:
     first = options.published_dtype or dtypes[0]
     names = [f"published {first}"]
     for dtype in dtypes:
-        names += [f"transformers {dtype}", f"transformers {dtype} capture off", f"transformers {dtype} no verdict"]
+        names += [f"transformers {dtype}", f"transformers {dtype} capture off"]
+        names += [f"transformers {dtype} no verdict"] if options.no_verdict else []
         names += [f"vllm {dtype}"] if "vllm" in options.engines else []
     bench = Bench(options, options.pairs)
     runs = {name: bench.make(name) for name in names}
