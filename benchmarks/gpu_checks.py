@@ -1,4 +1,4 @@
-"""What the tests check on a CPU, once more on a GPU: numbers and gradients of every way to log-probs, and short runs.
+"""What the tests check on a CPU, once more on a GPU: attention rows, log-probs with gradients in every way, short runs.
 
     python benchmarks/gpu_checks.py [--device cuda]
 
@@ -22,8 +22,10 @@ import torch
 from machine import describe
 
 from tests.fixtures.tiny_models import FAMILIES, save_tiny, tiny_model
+from tests.pipeline.annotate.engines.test_transformers import eager, pair
 from tests.pipeline.train.conftest import World
 from tests.pipeline.train.test_logps import examples, naive
+from twdpo.pipeline.annotate.engines.transformers import TransformersEngine
 from twdpo.pipeline.train import train
 from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
@@ -62,6 +64,23 @@ def run(device: str, **changes: Any) -> str:
     return f"loss {before:.4f} to {after:.4f}"
 
 
+def judging(family: str, dtype: torch.dtype, device: str) -> str:
+    """Attention rows and verdicts of pairs in a row against eager attention in float32 on the CPU."""
+    layers = range(4)
+    prompts = [prompt for seed, n in enumerate((11, 40, 3)) for prompt in pair(n, (30, 45), 50 * seed)]
+    oracle = tiny_model(family, layers=4)
+    expected = [eager(oracle, prompt, layers)[0] for prompt in prompts]
+    engine = TransformersEngine(tiny_model(family, layers=4).to(device=device, dtype=dtype), token_budget=150)
+    worst = 0.0
+    for reading, asked, rows in zip(engine.read(prompts, layers, (5, 9)), prompts, expected, strict=True):
+        for layer in layers:
+            for got, span in zip(reading.attention[layer], (asked.answer_a, asked.answer_b), strict=True):
+                worst = max(worst, float(abs(got - rows[layer][span.first : span.last]).max()))
+    assert worst < (5e-6 if dtype == torch.float32 else 0.05), worst
+    way: Any = engine._way
+    return f"{type(way).__name__}, at once {getattr(way, '_at_once', False)}: {worst:.1e}"
+
+
 def main() -> None:
     """Check everything, print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -69,6 +88,10 @@ def main() -> None:
     device = parser.parse_args().device
     checks: list[tuple[str, Callable[[], str]]] = []
     for family in FAMILIES:
+        checks += [
+            (f"judging {family} {dtype}", lambda f=family, d=dtype: judging(f, d, device))  # type: ignore[misc]
+            for dtype in (torch.float32, torch.bfloat16, torch.float16)
+        ]
         for dtype in (None, torch.bfloat16):
             for layout in ("padded",) if family == "gemma2" else ("tree", "packed", "padded"):
                 name = f"log-probs {family} {layout} {'float32' if dtype is None else 'bfloat16'}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All GPU checks and benchmarks of stage two in one go; prints tables.
+# All GPU checks and benchmarks of both stages in one go; prints tables.
 #
 #   bash benchmarks/on_gpu.sh PAIRS.parquet
 #
@@ -14,6 +14,9 @@ export PYTHONPATH="$PWD" HF_HUB_OFFLINE=1
 "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available() and "no GPU is to be seen here")'
 status=0
 echo "## Checks";              "$python" benchmarks/gpu_checks.py || status=1
+echo "## Judging, 135M, float32"; "$python" benchmarks/annotate.py "$pairs" --device cuda --dtypes float32,bfloat16 --pairs 128 || status=1
+echo "## Judging, 135M, bfloat16"; "$python" benchmarks/annotate.py "$pairs" --device cuda --dtypes bfloat16 --pairs 128 || status=1
+echo "## Judging, Llama 3 8B's shape"; "$python" benchmarks/annotate.py "$pairs" --device cuda --model random-8b --dtypes bfloat16 --pairs 64 --no-memory || status=1
 echo "## 135M, float32";       "$python" benchmarks/train.py "$pairs" --device cuda --pairs 64 --batch 8 --rounds 3 || status=1
 echo "## 135M, bfloat16";      "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --pairs 64 --batch 8 --rounds 3 --trl-checkpointing || status=1
 echo "## 1.2B, bfloat16";      "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --model random-1b --pairs 32 --batch 4 --rounds 3 || status=1
