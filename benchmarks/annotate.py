@@ -226,6 +226,23 @@ def where_time_goes(bench: Bench, dtype: str) -> None:
         print(f"| {name} | {part / total:.1%} |")
 
 
+def capture_cost(bench: Bench, dtype: str, rounds: int) -> None:
+    """(b) and (c) alone, in turns, each of them first in every other round."""
+    runs = [bench.make(f"transformers {dtype}{end}") for end in ("", " capture off")]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    runs[0](bench.prompts)
+    for turn in range(rounds):
+        for which in (0, 1) if turn % 2 else (1, 0):
+            started = time.perf_counter()
+            runs[which](bench.prompts)
+            seconds[which].append(time.perf_counter() - started)
+    ratios = sorted(a / b - 1 for a, b in zip(*seconds, strict=True))
+    print(
+        f"\n{dtype}: capture costs {statistics.median(ratios):+.1%} (median of {rounds}; {ratios[0]:+.1%} to ", end=""
+    )
+    print(f"{ratios[-1]:+.1%}); by medians {statistics.median(seconds[0]) / statistics.median(seconds[1]) - 1:+.1%}")
+
+
 def only(options: argparse.Namespace) -> None:
     """Run one way once and print the peak."""
     bench = Bench(options, options.pairs)
@@ -249,6 +266,7 @@ def main() -> None:
     parser.add_argument("--engines", default="transformers", help="transformers, or transformers,vllm")
     parser.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     parser.add_argument("--no-verdict", action="store_true", help="also without the verdict, to the deepest layer only")
+    parser.add_argument("--capture", action="store_true", help="compare with capture off only")
     parser.add_argument("--profile", action="store_true", help="say where our engine's time goes instead, on a CPU")
     parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -257,11 +275,14 @@ def main() -> None:
         return
 
     dtypes = options.dtypes.split(",")
-    if options.profile:
+    if options.profile or options.capture:
         bench = Bench(options, options.pairs)
         print(f"\n{describe()}\n{len(bench.pairs)} pairs, {sum(len(p.ids) for p in bench.prompts):,} tokens")
         for dtype in dtypes:
-            where_time_goes(bench, dtype)
+            if options.capture:
+                capture_cost(bench, dtype, options.rounds)
+            else:
+                where_time_goes(bench, dtype)
         return
     first = options.published_dtype or dtypes[0]
     names = [f"published {first}"]

@@ -12,6 +12,7 @@ from twdpo.weights_cache import WeightsCache
 
 @pytest.mark.model
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_demo(
     embedded_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
