@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import describe
+from synthetic import synthetic_recipe
 
-from twdpo.weights_cache import Manifest, Recipe, WeightsCache, round_mantissa
+from twdpo.weights_cache import Manifest, WeightsCache, round_mantissa
 from twdpo.weights_cache.schema import FLOATS, KEY, SIDES, shard_metadata, weights_schema
 from twdpo.weights_cache.shards import list_shards, write_shard
 
@@ -40,15 +41,7 @@ MEGABYTE = 1 << 20
 def make_cache(folder: Path, rows: int) -> None:
     """A cache of random weights and offsets."""
     (folder / "data").mkdir(parents=True)
-    recipe = Recipe(
-        judge_model="synthetic",
-        judge_revision=None,
-        dtype="float32",
-        judge_template="",
-        chat_template_hash=None,
-        max_length=2048,
-        layers=(LAYER,),
-    )
+    recipe = synthetic_recipe((LAYER,))
     Manifest(recipe=recipe).save(folder)
     rng = np.random.default_rng(0)
     schema = weights_schema([LAYER], include_text=False)

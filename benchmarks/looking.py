@@ -26,9 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from machine import describe
+from synthetic import synthetic_recipe
 
 from twdpo.preferences.pair import Message, example_hash
-from twdpo.weights_cache import Manifest, Recipe, round_mantissa
+from twdpo.weights_cache import Manifest, round_mantissa
 from twdpo.weights_cache.schema import (
     FLOATS,
     KEY,
@@ -54,15 +55,7 @@ def synthetic_cache(folder: Path, pairs: int) -> Path:
     """A cache of `pairs` random rows in `folder`, unless it is there already."""
     if (folder / "manifest.json").is_file() and _texts(folder).is_file():
         return folder
-    recipe = Recipe(
-        judge_model="synthetic",
-        judge_revision=None,
-        dtype="float32",
-        judge_template="",
-        chat_template_hash=None,
-        max_length=2048,
-        layers=LAYERS,
-    )
+    recipe = synthetic_recipe(LAYERS)
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "data").mkdir(parents=True)
     rng = np.random.default_rng(0)

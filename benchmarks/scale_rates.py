@@ -16,14 +16,16 @@ import numpy as np
 import pyarrow as pa
 from machine import describe
 from scale_model import JUDGES, Tokens
+from synthetic import synthetic_recipe
 
 from twdpo.pipeline.annotate.engines.base import Reading
 from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptBuilder, load_template
 from twdpo.pipeline.annotate.rows import make_row
 from twdpo.pipeline.annotate.shard import Shard
 from twdpo.pipeline.models import load_tokenizer
+from twdpo.pipeline.tokens import common_beginning
 from twdpo.preferences import Pair, load, resolve
-from twdpo.weights_cache import CacheWriter, Recipe, SideWeights, WeightRow, compact, merge, round_mantissa
+from twdpo.weights_cache import CacheWriter, SideWeights, WeightRow, compact, merge, round_mantissa
 from twdpo.weights_cache.counts import refresh_counts
 from twdpo.weights_cache.index import ShardIndex
 from twdpo.weights_cache.schema import FLOATS, KEY, shard_metadata
@@ -31,12 +33,6 @@ from twdpo.weights_cache.shards import ShardKind, list_shards, write_shard
 
 LAYERS = (0, 6, 14, 21, 29)
 Prompts = list[tuple[JudgePrompt, JudgePrompt]]
-
-
-def _common(first: np.ndarray, second: np.ndarray) -> int:
-    n = min(len(first), len(second))
-    differs = np.flatnonzero(first[:n] != second[:n])
-    return int(differs[0]) if len(differs) else n
 
 
 def build(pairs: Sequence[Pair]) -> tuple[Prompts, float]:
@@ -53,8 +49,8 @@ def count(prompts: Prompts) -> Tokens:
     firsts = [first.ids for first, _ in prompts]
     return Tokens(
         prompt=float(np.mean([len(prompt.ids) for prompt in chain(*prompts)])),
-        head=float(np.mean([_common(a, b) for a, b in pairwise(firsts)])),
-        shared=float(np.mean([_common(first.ids, second.ids) for first, second in prompts])),
+        head=float(np.mean([common_beginning(a, b) for a, b in pairwise(firsts)])),
+        shared=float(np.mean([common_beginning(first.ids, second.ids) for first, second in prompts])),
         answers=float(np.mean([len(p.answer_a.starts) + len(p.answer_b.starts) for p, _ in prompts])),
     )
 
@@ -100,15 +96,7 @@ def make_rows(prompts: Prompts, number: int) -> list[WeightRow]:
 
 def write(rows: Sequence[WeightRow], folder: Path, shard_rows: int = 512) -> tuple[float, float]:
     """Rows a second that one writer makes shards of, and bytes a row."""
-    recipe = Recipe(
-        judge_model="synthetic",
-        judge_revision=None,
-        dtype="float32",
-        judge_template="",
-        chat_template_hash=None,
-        max_length=2048,
-        layers=LAYERS,
-    )
+    recipe = synthetic_recipe(LAYERS)
     started = time.process_time()
     with CacheWriter.open(folder, recipe, shard_rows=shard_rows, shard_seconds=1e9) as writer:
         for row in rows:

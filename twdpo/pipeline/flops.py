@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from twdpo.pipeline.tokens import common_beginning
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderShape:
@@ -46,7 +48,7 @@ class DecoderShape:
         total = 0.0
         last: NDArray[np.integer[Any]] | None = None
         for ids in prompts:
-            shared = 0 if last is None else _common(last, ids)
+            shared = 0 if last is None else common_beginning(last, ids)
             total += self.prompt_flops(len(ids), layers=layers) - self.prompt_flops(shared, layers=layers)
             last = ids
         return total + (2.0 * self.head * len(prompts) if heads else 0.0)
@@ -56,13 +58,6 @@ def _attended(tokens: int, window: int | None) -> float:
     """Over all tokens of a prompt, how many each attends to, itself included."""
     full = tokens if window is None else min(tokens, window)
     return full * (full + 1) / 2 + (tokens - full) * full
-
-
-def _common(first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]) -> int:
-    """How many tokens both begin with."""
-    n = min(len(first), len(second))
-    differs = np.flatnonzero(first[:n] != second[:n])
-    return int(differs[0]) if len(differs) else n
 
 
 def shape_of(model: Any) -> DecoderShape | None:

@@ -23,6 +23,13 @@ from numpy.typing import NDArray
 from twdpo.errors import ModelError
 
 
+def common_beginning(first: NDArray[np.integer[Any]], second: NDArray[np.integer[Any]]) -> int:
+    """How many token ids two sequences share from their beginning on."""
+    least = min(len(first), len(second))
+    differ = np.flatnonzero(first[:least] != second[:least])
+    return int(differ[0]) if len(differ) else least
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tokens:
     """One tokenized text: `ids`, and the characters `[starts, ends)` that each token covers; int32[n] each."""

@@ -186,12 +186,12 @@ def test_autocast_with_the_mask_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> Non
     """The causal bias that GPUs take is refused where queries and values differ in type, before autocast acts."""
     from torch.nn.attention.bias import causal_lower_right
 
-    from twdpo.pipeline.train import attention
+    from twdpo.pipeline import causal
 
     # As many keys as queries: beside a mask, keys are repeated on a GPU.
     logps = TokenLogps(tiny_model(num_key_value_heads=4), autocast=torch.bfloat16)
     expected = run(logps, examples())
-    monkeypatch.setattr(attention, "_lower_right", lambda q, length: causal_lower_right(q.shape[2], length))
+    monkeypatch.setattr(causal, "_lower_right", lambda q, length: causal_lower_right(q.shape[2], length))
     torch.testing.assert_close(run(logps, examples()), expected, rtol=0.02, atol=0.1)
 
 

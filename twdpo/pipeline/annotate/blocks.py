@@ -12,6 +12,8 @@ from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptBuilder, PromptErr
 from twdpo.pipeline.annotate.shard import Shard
 from twdpo.preferences import Pair, Reject
 
+#: Pairs that are tokenized together and handed to the engine at once: so many at least, and more where it wants more.
+WINDOW = 32
 #: Rows in a block at the most, whatever becomes of them, and pairs in a window.
 _ROWS_MOST, _PAIRS_MOST = 1024, 1024
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from twdpo.errors import Interrupted
-from twdpo.pipeline.annotate.blocks import blocks
+from twdpo.pipeline.annotate.blocks import WINDOW, blocks
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.annotate.engines.base import Engine
 from twdpo.pipeline.annotate.judge import Judge
@@ -21,9 +21,6 @@ from twdpo.pipeline.annotate.progress import AnnotateProgress
 from twdpo.pipeline.annotate.prompt import load_template
 from twdpo.pipeline.annotate.selection import Selection
 from twdpo.pipeline.annotate.shard import Shard
-
-#: Pairs that are tokenized together and handed to the engine at once: so many at least, and more where it wants more.
-WINDOW = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
 from twdpo.errors import ModelError
+from twdpo.pipeline.causal import causal_attention
 
 NAME = "twdpo_branches"
 
@@ -97,40 +97,11 @@ def branch_attention(
     outputs: list[Tensor] = []
     for stem in stems:
         q, k, v = next(parts)
-        outputs.append(_causal(q, k, v, **options).transpose(1, 2))
+        outputs.append(causal_attention(q, k, v, **options).transpose(1, 2))
         for _ in stem.branches[1:]:
             branch_q, branch_k, branch_v = next(parts)
             keys = torch.cat([k[:, :, : stem.length], branch_k], dim=2)
             values = torch.cat([v[:, :, : stem.length], branch_v], dim=2)
-            outputs.append(_causal(branch_q, keys, values, **options).transpose(1, 2))
+            outputs.append(causal_attention(branch_q, keys, values, **options).transpose(1, 2))
     # Joined in the order that the output projection wants: nothing is copied again.
     return torch.cat(outputs, dim=1), None
-
-
-def _causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float | None, window: int | None) -> Tensor:
-    """Attention of the last queries of a sequence; query i sees keys up to i + (keys − queries)."""
-    length, grouped = k.shape[2], q.shape[1] != k.shape[1]
-    windowed = window is not None and window < length
-    plain = q.shape[2] == length and not windowed
-    if grouped and q.is_cuda and not (plain and q.dtype.itemsize == 2):
-        # Only its flash kernel, which takes half precision and no mask, shares keys among queries.
-        groups = q.shape[1] // k.shape[1]
-        k, v, grouped = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1), False
-    if plain:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=grouped)
-    if windowed:
-        places = torch.arange(length, device=q.device)
-        distance = places[length - q.shape[2] :, None] - places
-        mask = (distance >= 0) & (distance < (window or 0))
-    else:
-        mask = _lower_right(q, length)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
-
-
-def _lower_right(q: Tensor, length: int) -> Any:
-    """The causal mask of the last queries: on a GPU one that its flash kernel knows, and that is never built."""
-    if q.is_cuda:
-        from torch.nn.attention.bias import causal_lower_right
-
-        return causal_lower_right(q.shape[2], length)
-    return torch.ones(q.shape[2], length, dtype=torch.bool, device=q.device).tril(length - q.shape[2])

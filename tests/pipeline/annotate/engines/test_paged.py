@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from twdpo.pipeline.annotate.engines.paged import KeyStore, Scoring, Step, attention_row, mean_over_ranks, step_rows
+from twdpo.pipeline.annotate.engines.kernels import Scores
+from twdpo.pipeline.annotate.engines.paged import KeyStore, Step, attention_row, mean_over_ranks, step_rows
 
 Array = NDArray[np.float64]
 
 
-def dense(query: Array, keys: Array, scoring: Scoring) -> Array:
+def dense(query: Array, keys: Array, scoring: Scores) -> Array:
     """The definition, head by head and key by key, in float64; query [H, D], keys [L, G, D]."""
     heads, length = len(query), len(keys)
     total = np.zeros(length)
@@ -27,8 +28,8 @@ def dense(query: Array, keys: Array, scoring: Scoring) -> Array:
         scores = []
         for place in range(length):
             score = float(query[head] @ keys[place, key_head]) * scoring.scale
-            if scoring.soft_cap is not None:
-                score = scoring.soft_cap * np.tanh(score / scoring.soft_cap)
+            if scoring.softcap is not None:
+                score = scoring.softcap * np.tanh(score / scoring.softcap)
             hidden = scoring.window is not None and length - 1 - place >= scoring.window
             scores.append(-np.inf if hidden else score)
         exponents = np.exp(np.array(scores) - max(scores))
@@ -37,9 +38,9 @@ def dense(query: Array, keys: Array, scoring: Scoring) -> Array:
 
 
 scorings = st.builds(
-    Scoring,
+    Scores,
     scale=st.floats(0.05, 2.0),
-    soft_cap=st.none() | st.floats(0.5, 20.0),
+    softcap=st.none() | st.floats(0.5, 20.0),
     window=st.none() | st.integers(1, 12),
 )
 
@@ -52,7 +53,7 @@ scorings = st.builds(
     seed=st.integers(0, 999),
 )
 @settings(deadline=None, max_examples=80)
-def test_a_row_is_the_dense_row(scoring: Scoring, key_heads: int, groups: int, length: int, seed: int) -> None:
+def test_a_row_is_the_dense_row(scoring: Scores, key_heads: int, groups: int, length: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     query, keys = rng.normal(size=(key_heads * groups, 4)), rng.normal(size=(length, key_heads, 4))
     row = attention_row(torch.tensor(query, dtype=torch.float32), torch.tensor(keys, dtype=torch.float32), scoring)
@@ -93,7 +94,7 @@ def serve(
     draw: Callable[[int, int], int],
     query_of: Callable[[tuple[int, ...]], Array],
     key_of: Callable[[tuple[int, ...]], Array],
-    scoring: Scoring,
+    scoring: Scores,
 ) -> dict[str, Array]:
     """Run texts in steps of what `draw` says; what each token's query and key are depends on all text up to it."""
     example = torch.tensor(key_of(texts[0][:1])[None], dtype=torch.float32)
@@ -138,7 +139,7 @@ def serve(
 
 @given(data=st.data(), scoring=scorings, block_size=st.sampled_from([1, 2, 4]), seed=st.integers(0, 999))
 @settings(deadline=None, max_examples=60)
-def test_any_schedule_gives_the_dense_rows(data: st.DataObject, scoring: Scoring, block_size: int, seed: int) -> None:
+def test_any_schedule_gives_the_dense_rows(data: st.DataObject, scoring: Scores, block_size: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     head = tuple(rng.integers(0, 3, size=data.draw(st.integers(0, 9))))
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=1, max_size=5))
@@ -200,7 +201,7 @@ def test_ranks_together_are_the_mean_over_all_heads(split: tuple[int, ...]) -> N
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(8, 4, generator=generator)
     keys = torch.randn(11, 8, 4, generator=generator)
-    scoring = Scoring(scale=0.5)
+    scoring = Scores(scale=0.5)
     whole = attention_row(query, keys, scoring)
     edges = [sum(split[:i]) for i in range(len(split) + 1)]
     parts = [attention_row(query[a:b], keys[:, a:b], scoring) for a, b in itertools.pairwise(edges)]
@@ -211,7 +212,7 @@ def test_key_heads_that_ranks_have_in_common() -> None:
     """Fewer key heads than ranks: each rank has a copy of the one that its query heads read."""
     generator = torch.Generator().manual_seed(1)
     query, keys = torch.randn(8, 4, generator=generator), torch.randn(9, 2, 4, generator=generator)
-    scoring = Scoring(scale=0.5)
+    scoring = Scores(scale=0.5)
     parts = [attention_row(query[2 * r : 2 * r + 2], keys[:, r // 2 : r // 2 + 1], scoring) for r in range(4)]
     whole = attention_row(query, keys, scoring)
     torch.testing.assert_close(mean_over_ranks(parts, [2] * 4), whole, atol=1e-7, rtol=0)

@@ -295,14 +295,15 @@ def test_other_errors_are_no_lack_of_memory() -> None:
         engine.read([prompt(20, 0)], [1], VERDICTS)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox"])
-def test_bfloat16(family: str) -> None:
+def test_half_precision(family: str, dtype: torch.dtype) -> None:
     """Close to the same model in float32: what its eager attention is away from that is no less."""
     layers = range(4)
     prompts = [*pair(11, (30, 35), 0), *pair(20, (9, 8), 50)]
     exact = [eager(tiny_model(family, layers=4), asked, layers)[0] for asked in prompts]
-    half = [eager(tiny_model(family, layers=4).bfloat16(), asked, layers)[0] for asked in prompts]
-    engine = TransformersEngine(tiny_model(family, layers=4).bfloat16())
+    half = [eager(tiny_model(family, layers=4).to(dtype), asked, layers)[0] for asked in prompts]
+    engine = TransformersEngine(tiny_model(family, layers=4).to(dtype))
     readings = engine.read(prompts, layers, VERDICTS)
     assert isinstance(engine._way, InARow)
     ours, theirs = [], []

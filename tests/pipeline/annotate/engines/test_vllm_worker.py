@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from twdpo.pipeline.annotate.engines.paged import Scoring, attention_row
-from twdpo.pipeline.annotate.engines.vllm_worker import AttentionReader, find_layers, scoring_of
+from twdpo.pipeline.annotate.engines.kernels import Scores
+from twdpo.pipeline.annotate.engines.paged import attention_row
+from twdpo.pipeline.annotate.engines.vllm_worker import AttentionReader, find_layers, scores_of
 
 BLOCK, WIDTH = 4, 8
 
@@ -115,7 +116,7 @@ def tokens(layers: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def whole(queries: Tensor, keys: Tensor) -> Any:
-    return attention_row(queries[-1], keys, Scoring(scale=0.5)).numpy()
+    return attention_row(queries[-1], keys, Scores(scale=0.5)).numpy()
 
 
 @pytest.mark.parametrize("kind", [Runner, SecondRunner])
@@ -260,5 +261,5 @@ def test_layers_are_found_by_their_number() -> None:
 
 def test_how_a_layer_scores() -> None:
     module = Attention(0, impl=Impl(logits_soft_cap=30.0), sliding_window=128)
-    assert scoring_of(module) == Scoring(scale=0.5, soft_cap=30.0, window=128)
-    assert scoring_of(Attention(0)) == Scoring(scale=0.5, soft_cap=None, window=None)
+    assert scores_of(module) == Scores(scale=0.5, softcap=30.0, window=128)
+    assert scores_of(Attention(0)) == Scores(scale=0.5, softcap=None, window=None)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from twdpo.errors import ModelError
+from twdpo.pipeline.annotate.engines.kernels import capped, softmax
 
 NAME = "twdpo_capture"
 
@@ -113,7 +114,7 @@ def _chunked_attention(
 
     Returns [batch, length, heads, width].
     """
-    batch, heads, length, width = query.shape
+    _, heads, length, width = query.shape
     groups = heads // key.shape[1]
     key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     scale = width**-0.5 if scaling is None else scaling
@@ -121,16 +122,10 @@ def _chunked_attention(
     outputs = []
     for start in range(0, length, _CHUNK):
         stop = min(start + _CHUNK, length)
-        scores = torch.matmul(query[:, :, start:stop], key.transpose(-1, -2)) * scale
-        if softcap is not None:
-            scores = torch.tanh(scores / softcap) * softcap
+        scores = capped(torch.matmul(query[:, :, start:stop], key.transpose(-1, -2)) * scale, softcap)
         mask = attention_mask[:, :, start:stop] if attention_mask is not None else places[start:stop, None] >= places
         scores = scores.float()
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-        if s_aux is not None:
-            sinks = s_aux.float().view(1, heads, 1, 1).expand(batch, heads, stop - start, 1)
-            weights = torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1]
-        else:
-            weights = scores.softmax(dim=-1)
+        weights = softmax(scores, None if s_aux is None else s_aux.float().view(heads, 1, 1))
         outputs.append(torch.matmul(weights.to(value.dtype), value))
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

@@ -1,8 +1,8 @@
 """Exact causal attention of the last queries of a sequence: query i sees keys up to i + (keys − queries).
 
     grouped   matrix products over the query heads that share a key head, some queries at a time; any device and window,
-              soft caps and learned sinks. On CPUs two to three times as fast as torch's own kernel for them.
-    sdpa      torch's fused kernels, for accelerators
+              soft caps and learned sinks. On CPUs faster than torch's own kernel for them (benchmarks/matmul.py).
+    fused     torch's own kernels (`pipeline/causal.py`), for accelerators
     varlen    torch's flash kernel over sequences of different lengths at once, for NVIDIA GPUs in half precision
 
 Shapes: H query heads, K key heads, n queries, m ≥ n keys, D width. Not for: which keys a query sees (`packed.py`).
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from twdpo.pipeline.causal import causal_attention
 from twdpo.pipeline.cpu_linear import exact_matmul_nt
 
 #: Scores that are computed at once, per thread on a CPU: they stay in its cache.
@@ -45,11 +45,32 @@ class Scores:
         )
 
 
+def capped(scores: Tensor, softcap: float | None) -> Tensor:
+    """Scores under a soft cap c: c · tanh(score / c)."""
+    return scores if softcap is None else torch.tanh(scores / softcap) * softcap
+
+
+def softmax(scores: Tensor, sinks: Tensor | None) -> Tensor:
+    """The softmax over the last axis, in the scores' type. A learned sink takes its part and gives nothing.
+
+    sinks: float32, a score a row, with a last axis of 1.
+    """
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    wide = torch.cat([scores.float(), sinks.expand(*scores.shape[:-1], 1)], dim=-1)
+    return wide.softmax(dim=-1)[..., :-1].to(scores.dtype)
+
+
 def attend(q_HnD: Tensor, k_KmD: Tensor, v_KmD: Tensor, scores: Scores) -> Tensor:
     """Attention [n, H, D] of the last n positions of m."""
-    if q_HnD.device.type == "cpu" or scores.softcap is not None or scores.sinks is not None:
+    if _prefers_products(q_HnD.device) or scores.softcap is not None or scores.sinks is not None:
         return grouped(q_HnD, k_KmD, v_KmD, scores)
-    return sdpa(q_HnD, k_KmD, v_KmD, scores)
+    fused = causal_attention(q_HnD[None], k_KmD[None], v_KmD[None], scale=scores.scale, window=scores.window)
+    return fused[0].transpose(0, 1)
+
+
+def _prefers_products(device: torch.device) -> bool:
+    return device.type == "cpu"
 
 
 def grouped(q_HnD: Tensor, k_KmD: Tensor, v_KmD: Tensor, scores: Scores) -> Tensor:
@@ -73,35 +94,12 @@ def grouped(q_HnD: Tensor, k_KmD: Tensor, v_KmD: Tensor, scores: Scores) -> Tens
             scores_gsk = exact_matmul_nt(q_gsD.reshape(-1, D), keys_mD[first:last]).view(
                 group, stop - start, last - first
             )
-            if scores.softcap is not None:
-                scores_gsk = torch.tanh(scores_gsk / scores.softcap) * scores.softcap
+            scores_gsk = capped(scores_gsk, scores.softcap)
             _hide(scores_gsk, places[before + start : last], places[first:last], scores.window)
-            probabilities_gsk = _softmax(scores_gsk, sinks)
+            probabilities_gsk = softmax(scores_gsk, sinks)
             weighed = exact_matmul_nt(probabilities_gsk.view(-1, last - first), values_Dm[:, first:last])
             output_nHD[start:stop, heads] = weighed.view(group, stop - start, D).transpose(0, 1)
     return output_nHD
-
-
-def sdpa(q_HnD: Tensor, k_KmD: Tensor, v_KmD: Tensor, scores: Scores) -> Tensor:
-    """Attention [n, H, D] by torch's fused kernel."""
-    n, m = q_HnD.shape[1], k_KmD.shape[1]
-    q, k, v = q_HnD[None], k_KmD[None], v_KmD[None]
-    windowed = scores.window is not None and scores.window < m
-    plain = n == m and not windowed
-    if q.shape[1] != k.shape[1] and not (plain and q.dtype.itemsize == 2):
-        # Only the flash kernel, which takes half precision and no mask, shares keys among queries.
-        k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
-    mask: Any = None
-    if windowed:
-        places = torch.arange(m, device=q.device)
-        distance = places[m - n :, None] - places
-        mask = (distance >= 0) & (distance < (scores.window or 0))
-    elif not plain:
-        mask = _lower_right(n, m, q)
-    output = scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=plain, scale=scores.scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return output[0].transpose(0, 1)
 
 
 def has_varlen(device: torch.device, dtype: torch.dtype) -> bool:
@@ -130,15 +128,6 @@ def varlen(
     return output
 
 
-def _lower_right(n: int, m: int, q: Tensor) -> Any:
-    """The causal mask of the last queries: on a GPU one that its flash kernel knows, and that is never built."""
-    if q.is_cuda:
-        from torch.nn.attention.bias import causal_lower_right
-
-        return causal_lower_right(n, m)
-    return torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-
-
 def _hide(scores_gsk: Tensor, queries_s: Tensor, keys_k: Tensor, window: int | None) -> None:
     """What a query must not see becomes −∞, in place; only the last `s` keys can lie after a query."""
     s = len(queries_s)
@@ -147,11 +136,3 @@ def _hide(scores_gsk: Tensor, queries_s: Tensor, keys_k: Tensor, window: int | N
         return
     distance = queries_s[:, None] - keys_k
     scores_gsk.masked_fill_((distance < 0) | (distance >= window), float("-inf"))
-
-
-def _softmax(scores_gsk: Tensor, sinks_g11: Tensor | None) -> Tensor:
-    """In float32, as the scores' type. A learned sink takes its part and gives nothing."""
-    if sinks_g11 is None:
-        return torch.softmax(scores_gsk, dim=-1)
-    wide = torch.cat([scores_gsk.float(), sinks_g11.expand(*scores_gsk.shape[:2], 1)], dim=-1)
-    return wide.softmax(dim=-1)[..., :-1].to(scores_gsk.dtype)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from twdpo.errors import ModelError
 from twdpo.pipeline.annotate.engines.capture import EnoughError
-from twdpo.pipeline.annotate.engines.kernels import Scores, attend, varlen
+from twdpo.pipeline.annotate.engines.kernels import Scores, attend, capped, softmax, varlen
 from twdpo.pipeline.annotate.engines.tree import Ids, Row, Sequences, sequences
 
 
@@ -112,15 +112,9 @@ class PackedPass:
         # In float32 whatever the model's type: the scores' last bits are the weights' first.
         q_RKgD = q[:, places_R].transpose(0, 1).reshape(len(places_R), K, H // K, D).float()
         s_RHM = torch.einsum("rkgd,krmd->rkgm", q_RKgD, k[:, keys_RM].float()).flatten(1, 2) * scores.scale
-        if scores.softcap is not None:
-            s_RHM = torch.tanh(s_RHM / scores.softcap) * scores.softcap
         unseen_RM = back_RM < 0 if scores.window is None else (back_RM < 0) | (back_RM >= scores.window)
-        s_RHM = s_RHM.masked_fill(unseen_RM[:, None], float("-inf"))
-        if scores.sinks is not None:
-            sinks = scores.sinks.float().view(1, H, 1).expand(len(places_R), H, 1)
-            p_RHM = torch.cat([s_RHM, sinks], dim=-1).softmax(dim=-1)[..., :-1]
-        else:
-            p_RHM = s_RHM.softmax(dim=-1)
+        s_RHM = capped(s_RHM, scores.softcap).masked_fill(unseen_RM[:, None], float("-inf"))
+        p_RHM = softmax(s_RHM, None if scores.sinks is None else scores.sinks.float().view(H, 1))
         if layer in self._layers:
             self.rows[layer] = p_RHM.mean(dim=1)
         if layer != self._last:

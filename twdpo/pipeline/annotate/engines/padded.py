@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from twdpo.errors import ModelError
 from twdpo.pipeline.annotate.engines.capture import EnoughError, plain_attention
+from twdpo.pipeline.annotate.engines.kernels import capped, softmax
 
 
 class PaddedPass:
@@ -65,16 +66,11 @@ def attention_row(
     # Grouped heads: query head h reads key head h // (heads // kv_heads).
     q = query[rows, :, positions].view(batch, kv_heads, heads // kv_heads, width)
     scores = torch.matmul(q.float(), key.transpose(-1, -2).float()) * (width**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.view(batch, heads, length)
+    scores = capped(scores, softcap).view(batch, heads, length)
     if attention_mask is None:
         seen = torch.arange(length, device=query.device) <= positions[:, None]
         scores = scores.masked_fill(~seen[:, None], float("-inf"))
     else:
         row = attention_mask[rows if attention_mask.shape[0] == batch else torch.zeros_like(rows), :, positions]
         scores = scores.masked_fill(~row, float("-inf")) if row.dtype == torch.bool else scores + row.float()
-    if s_aux is not None:
-        sinks = s_aux.float().view(1, heads, 1).expand(batch, heads, 1)
-        return torch.cat([scores, sinks], dim=-1).softmax(dim=-1)[..., :-1].mean(dim=1)
-    return scores.softmax(dim=-1).mean(dim=1)
+    return softmax(scores, None if s_aux is None else s_aux.float().view(heads, 1)).mean(dim=1)

@@ -14,18 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scoring:
-    """How a layer turns queries and keys into scores.
-
-    scale: of the dot products. soft_cap: c in c·tanh(score / c), None without. window: how many tokens a query sees,
-    itself included; None for all.
-    """
-
-    scale: float
-    soft_cap: float | None = None
-    window: int | None = None
+from twdpo.pipeline.annotate.engines.kernels import Scores, capped
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +66,7 @@ class KeyStore:
         return self._keys[slots]
 
 
-def step_rows(step: Step, query: Tensor, key: Tensor, store: KeyStore, scoring: Scoring) -> dict[str, Tensor]:
+def step_rows(step: Step, query: Tensor, key: Tensor, store: KeyStore, scores: Scores) -> dict[str, Tensor]:
     """For each request the attention of its newest token over all its tokens, mean over heads; float32[L].
 
     query: [T, H, D]; key: [T, G, D]. The store must hold this step's keys already.
@@ -89,11 +78,11 @@ def step_rows(step: Step, query: Tensor, key: Tensor, store: KeyStore, scoring: 
             continue
         # Nothing was there before: the step's own keys are all, and in order.
         keys = key[first:last] if last - first == length else store.read(step.slots(i))
-        rows[name] = attention_row(query[last - 1], keys, scoring)
+        rows[name] = attention_row(query[last - 1], keys, scores)
     return rows
 
 
-def attention_row(query: Tensor, keys: Tensor, scoring: Scoring) -> Tensor:
+def attention_row(query: Tensor, keys: Tensor, scores: Scores) -> Tensor:
     """The softmax attention of one query over `keys`, the last of which is its own, mean over heads; float32[L].
 
     query: [H, D]; keys: [L, G, D]. Query head h reads key head h // (H // G).
@@ -101,12 +90,10 @@ def attention_row(query: Tensor, keys: Tensor, scoring: Scoring) -> Tensor:
     heads, width = query.shape
     length, key_heads, _ = keys.shape
     grouped = query.float().view(key_heads, heads // key_heads, width)
-    scores = torch.matmul(grouped, keys.float().permute(1, 2, 0)) * scoring.scale
-    if scoring.soft_cap is not None:
-        scores = torch.tanh(scores / scoring.soft_cap) * scoring.soft_cap
-    if scoring.window is not None and scoring.window < length:
-        scores[..., : length - scoring.window] = float("-inf")
-    return scores.softmax(dim=-1).view(heads, length).mean(dim=0)
+    row = capped(torch.matmul(grouped, keys.float().permute(1, 2, 0)) * scores.scale, scores.softcap)
+    if scores.window is not None and scores.window < length:
+        row[..., : length - scores.window] = float("-inf")
+    return row.softmax(dim=-1).view(heads, length).mean(dim=0)
 
 
 def mean_over_ranks(means: Sequence[Tensor], heads: Sequence[int]) -> Tensor:

@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from twdpo.errors import ModelError
-from twdpo.pipeline.annotate.engines.base import Engine, Reading
+from twdpo.pipeline.annotate.engines.base import Reading
 from twdpo.pipeline.annotate.engines.capture import register
+from twdpo.pipeline.annotate.engines.decoder import DecoderEngine
 from twdpo.pipeline.annotate.engines.kernels import has_varlen
-from twdpo.pipeline.annotate.engines.layers import global_layers, reach
 from twdpo.pipeline.annotate.engines.passes import InARow, Padded, RawReadings, Way, no_interface
 from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
@@ -38,7 +38,7 @@ _CLOSE_IN_HALF = 0.1
 _log = logging.getLogger(__name__)
 
 
-class TransformersEngine(Engine):
+class TransformersEngine(DecoderEngine):
     """Reads attention from any decoder that uses transformers' attention interface.
 
     `batch_size`: prompts in one forward pass at the most; None lets `token_budget` decide, or a default for the device.
@@ -47,7 +47,7 @@ class TransformersEngine(Engine):
 
     def __init__(self, model: Any, *, batch_size: int | None = None, token_budget: int | None = None) -> None:
         self._model = model
-        self._config = model.config.get_text_config()
+        super().__init__(model.config)
         self._batch_size = batch_size
         self._on_cpu = input_device(model).type == "cpu"
         self._budget = token_budget or (_TOKENS_ON_CPU if self._on_cpu else _TOKENS_ON_ACCELERATOR)
@@ -59,16 +59,6 @@ class TransformersEngine(Engine):
             raise ModelError(no_interface(model)) from None
         use_fast_exact_linear(model)
         self._way: Way | None = None
-
-    @property
-    def num_layers(self) -> int:
-        """How many decoder layers the model has."""
-        return int(self._config.num_hidden_layers)
-
-    @property
-    def global_layers(self) -> tuple[int, ...]:
-        """The full-attention layers, where sliding-window layers are mixed in; else all."""
-        return global_layers(self._config)
 
     @property
     def window_tokens(self) -> int:
@@ -89,10 +79,6 @@ class TransformersEngine(Engine):
     @cached_property
     def _shape(self) -> DecoderShape | None:
         return shape_of(self._model)
-
-    def reach(self, layer: int) -> int | None:
-        """The sliding window of a layer that has one."""
-        return reach(self._config, layer)
 
     @torch.inference_mode()
     def read(

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from twdpo.pipeline.tokens import common_beginning
+
 Ids = NDArray[np.int32]
 
 
@@ -104,13 +106,6 @@ def sequences(row: Row, head_length: int) -> Sequences:
         longest_query=max(queries),
         longest_key=max(map(len, keys)),
     )
-
-
-def common_beginning(first: Ids, second: Ids) -> int:
-    """How many tokens two prompts share from their beginning on."""
-    least = min(len(first), len(second))
-    differ = np.flatnonzero(first[:least] != second[:least])
-    return int(differ[0]) if len(differ) else least
 
 
 def shared_head(prompts: Sequence[Ids]) -> Ids:

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from twdpo.errors import ModelError, UsageError, first_line
-from twdpo.pipeline.annotate.engines.base import Engine, Reading
-from twdpo.pipeline.annotate.engines.layers import global_layers, reach
+from twdpo.pipeline.annotate.engines.base import Reading
+from twdpo.pipeline.annotate.engines.decoder import DecoderEngine
 from twdpo.pipeline.annotate.engines.paged import mean_over_ranks
 from twdpo.pipeline.annotate.engines.vllm_worker import AttentionReader, Places
 from twdpo.pipeline.annotate.prompt import JudgePrompt
@@ -77,26 +77,12 @@ class LoadedEngine:
     dtype: str
 
 
-class VllmEngine(Engine):
+class VllmEngine(DecoderEngine):
     """Reads attention from the decoders that vLLM runs. Raises ModelError where a layer's attention is out of reach."""
 
     def __init__(self, llm: Any, config: Any, sampling: Any, *, step_tokens: int = 0) -> None:
         self._llm, self._sampling, self._step_tokens = llm, sampling, step_tokens
-        self._config = config.get_text_config()
-
-    @property
-    def num_layers(self) -> int:
-        """How many decoder layers the model has."""
-        return int(self._config.num_hidden_layers)
-
-    @property
-    def global_layers(self) -> tuple[int, ...]:
-        """The full-attention layers, where sliding-window layers are mixed in; else all."""
-        return global_layers(self._config)
-
-    def reach(self, layer: int) -> int | None:
-        """The sliding window of a layer that has one."""
-        return reach(self._config, layer)
+        super().__init__(config)
 
     @property
     def window_tokens(self) -> int:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twdpo.pipeline.annotate.engines.paged import KeyStore, Scoring, Step, step_rows
+from twdpo.pipeline.annotate.engines.kernels import Scores
+from twdpo.pipeline.annotate.engines.paged import KeyStore, Step, step_rows
 
 _LAYER_NUMBER = re.compile(r"\.(\d+)(?=\.)")
 #: What vLLM puts behind a request's id to make it unique.
@@ -132,7 +133,7 @@ class Watch:
         return wrapped
 
     def _reading(self, layer: int, module: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        scoring = scoring_of(module)
+        scores = scores_of(module)
 
         def around(forward: Callable[..., Any]) -> Callable[..., Any]:
             def wrapped(
@@ -140,7 +141,7 @@ class Watch:
             ) -> Any:
                 if metadata is not None and self._failure is None:
                     try:
-                        self._failure = self._read(layer, module.layer_name, scoring, query, key, metadata)
+                        self._failure = self._read(layer, module.layer_name, scores, query, key, metadata)
                     except Exception as error:
                         self._failure = f"{type(error).__name__}: {error}"
                 return forward(owner, query, key, value, cache, metadata, *more, **options)
@@ -149,7 +150,7 @@ class Watch:
 
         return around
 
-    def _read(self, layer: int, name: str, scoring: Scoring, query: Tensor, key: Tensor, metadata: Any) -> str | None:
+    def _read(self, layer: int, name: str, scores: Scores, query: Tensor, key: Tensor, metadata: Any) -> str | None:
         """Keep the step's keys and the rows of a layer; returns what stands against it."""
         lacking = [field for field in _METADATA if not hasattr(metadata, field)]
         if lacking:
@@ -167,7 +168,7 @@ class Watch:
             self._stores[layer] = KeyStore(blocks * int(spec.block_size), key)
         store = self._stores[layer]
         store.write(slot_mapping, key)
-        for request, row in step_rows(step, query, key, store, scoring).items():
+        for request, row in step_rows(step, query, key, store, scores).items():
             self._rows.setdefault(request, {})[layer] = row
         return None
 
@@ -235,11 +236,11 @@ def _refusal(module: Any) -> str | None:
     return None
 
 
-def scoring_of(module: Any) -> Scoring:
+def scores_of(module: Any) -> Scores:
     """How a layer scores, from its module."""
     window = getattr(module, "sliding_window", None)
-    return Scoring(
-        scale=float(module.impl.scale), soft_cap=float(module.impl.logits_soft_cap or 0) or None, window=window or None
+    return Scores(
+        scale=float(module.impl.scale), softcap=float(module.impl.logits_soft_cap or 0) or None, window=window or None
     )
 
 

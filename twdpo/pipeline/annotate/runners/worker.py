@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from twdpo.errors import TwdpoError
-from twdpo.pipeline.annotate.blocks import Block, blocks
+from twdpo.pipeline.annotate.blocks import WINDOW, Block, blocks
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.annotate.judge import Judge
 from twdpo.pipeline.annotate.judging import Judging
@@ -27,9 +27,6 @@ from twdpo.weights_cache import Manifest
 from twdpo.weights_cache.manifest import DATA
 from twdpo.weights_cache.schema import KEY
 from twdpo.weights_cache.shards import ShardKind, read_columns
-
-#: As in `run.py`.
-_WINDOW = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +108,7 @@ class Worker:
         block.cached += len(block.pairs) - len(new)
         block.pairs = new
         judging = Judging(self._judge, self._writer, dataset=self._job.config.dataset, total=None)
-        judging.run([block], window=_WINDOW)
+        judging.run([block], window=WINDOW)
         self._writer.flush()
         return {
             "worker": f"{os.uname().nodename}:{os.getpid()}",
