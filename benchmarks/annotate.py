@@ -133,7 +133,14 @@ class Bench:
                 dtype=dtype,
                 max_length=self.options.max_length,
             )
-            return engine_run(Judge.load(config, load_template(None), None, None).engine, self.layers, self.verdict_ids)
+            engine: Any = Judge.load(config, load_template(None), None, None).engine
+            once = engine_run(engine, self.layers, self.verdict_ids)
+
+            def anew(prompts: Sequence[JudgePrompt]) -> Rows:
+                engine._llm.reset_prefix_cache()  # or it would know all prompts from the round before
+                return once(prompts)
+
+            return anew
         key = f"{kind} {dtype}"
         if key not in self._models:
             model = model_of(self.options, dtype, "eager" if kind == "published" else None)
@@ -227,20 +234,19 @@ def where_time_goes(bench: Bench, dtype: str) -> None:
 
 
 def capture_cost(bench: Bench, dtype: str, rounds: int) -> None:
-    """(b) and (c) alone, in turns, each of them first in every other round."""
+    """(b) and (c) alone, pair by pair in turns, each of them first every other time."""
     runs = [bench.make(f"transformers {dtype}{end}") for end in ("", " capture off")]
     seconds: tuple[list[float], list[float]] = ([], [])
     runs[0](bench.prompts)
-    for turn in range(rounds):
-        for which in (0, 1) if turn % 2 else (1, 0):
+    for turn in range(rounds * len(bench.pairs)):
+        at = 2 * (turn % len(bench.pairs))
+        for which in (0, 1) if (turn + turn // len(bench.pairs)) % 2 else (1, 0):
             started = time.perf_counter()
-            runs[which](bench.prompts)
+            runs[which](bench.prompts[at : at + 2])
             seconds[which].append(time.perf_counter() - started)
-    ratios = sorted(a / b - 1 for a, b in zip(*seconds, strict=True))
-    print(
-        f"\n{dtype}: capture costs {statistics.median(ratios):+.1%} (median of {rounds}; {ratios[0]:+.1%} to ", end=""
-    )
-    print(f"{ratios[-1]:+.1%}); by medians {statistics.median(seconds[0]) / statistics.median(seconds[1]) - 1:+.1%}")
+    costs = [a / b - 1 for a, b in zip(*seconds, strict=True)]
+    low, middle, high = statistics.quantiles(costs, n=4)
+    print(f"\n{dtype}: capture costs {middle:+.1%} (median of {len(costs)}; quartiles {low:+.1%} and {high:+.1%})")
 
 
 def only(options: argparse.Namespace) -> None:
@@ -275,6 +281,8 @@ def main() -> None:
         return
 
     dtypes = options.dtypes.split(",")
+    if "vllm" in options.engines and len(dtypes) > 1:
+        parser.error("a process runs one judge in vLLM at a time: name one of --dtypes, and --published-dtype float32")
     if options.profile or options.capture:
         bench = Bench(options, options.pairs)
         print(f"\n{describe()}\n{len(bench.pairs)} pairs, {sum(len(p.ids) for p in bench.prompts):,} tokens")
@@ -296,8 +304,9 @@ def main() -> None:
     rows: dict[str, Rows] = {}
     for name in names[1:]:
         runs[name](bench.prompts[:4])
-    for _ in range(options.rounds):
-        for name in names:
+    for turn in range(options.rounds):
+        # The other way round every other time: what comes after (a) finds memory in disorder.
+        for name in reversed(names) if turn % 2 else names:
             started = time.perf_counter()
             rows[name] = runs[name](bench.prompts)
             seconds[name].append(time.perf_counter() - started)

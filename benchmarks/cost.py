@@ -26,7 +26,7 @@ from machine import describe
 from twdpo.plotting import BLUE, QUIET, VERMILION, picture_bytes, plain_style, settle
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096, 8192)
-BUDGETS = (1024, 2048, 4096, 8192, 16384)
+BUDGETS, BUDGET_LENGTH = (2048, 4096, 8192, 16384), 1024
 LAYERS = (0, 6, 14, 21, 29)
 HEAD, VERDICTS = 157, (49, 50)
 LONG_SECONDS, PUBLISHED_BYTES = 0.8, 12 * 2**30
@@ -122,15 +122,11 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             axes[row, 0].plot(
                 [r["length"] for r in by_length], [r[key] for r in by_length], "o-", color=colour, label=name
             )
-            for length, style in ((1024, "-"),):
-                chosen = [r for r in results if r["way"] == way and r["budget"] is not None and r["length"] == length]
-                axes[row, 1].plot(
-                    [r["budget"] for r in chosen],
-                    [r[key] for r in chosen],
-                    f"o{style}",
-                    color=colour,
-                    label=f"{name}, prompts of {length:,}" if chosen else None,
-                )
+            chosen = [r for r in results if r["way"] == way and r["budget"] is not None]
+            label_here = f"{name}, prompts of {BUDGET_LENGTH:,}" if chosen else None
+            axes[row, 1].plot(
+                [r["budget"] for r in chosen], [r[key] for r in chosen], "o-", color=colour, label=label_here
+            )
         for axis in axes[row]:
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
@@ -162,10 +158,11 @@ def main() -> None:
     results = json.loads(options.json.read_text()) if options.json and options.json.exists() else []
     cases = [Case(way=way, length=n) for n in LENGTHS for way in ("published", "float32", "bfloat16")]
     cases = [case for case in cases if case.way != "published" or 30 * 9 * case.length**2 * 4 <= PUBLISHED_BYTES]
-    for length in (1024,):
-        for budget in BUDGETS:
-            if budget >= 2 * length:
-                cases += [Case(way=way, length=length, pairs=8, budget=budget) for way in ("float32", "bfloat16")]
+    cases += [
+        Case(way=way, length=BUDGET_LENGTH, pairs=8, budget=budget)
+        for budget in BUDGETS
+        for way in ("float32", "bfloat16")
+    ]
     for case in cases:
         if any(asdict(case).items() <= result.items() for result in results):
             continue
