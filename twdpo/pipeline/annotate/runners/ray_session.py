@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import io
 import logging
 import os
 import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,9 @@ def session(ray: Any) -> Iterator[None]:
                 yield
     finally:
         if begun:
-            ray.shutdown()
+            # A thread of Ray's tells of tasks that end with it, on whatever stands for the terminal.
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                ray.shutdown()
 
 
 @contextmanager
