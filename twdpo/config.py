@@ -47,22 +47,35 @@ def to_yaml(config: object) -> str:
 
 
 def _read(kind: type, file: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        content = yaml.safe_load(Path(file).read_text("utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"--config {file}: no such file") from None
-    except OSError as error:
-        raise UsageError(f"--config {file}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UsageError(f"--config {file}: not UTF-8 text") from None
-    except yaml.YAMLError as error:
-        raise UsageError(f"--config {file}: not YAML ({' '.join(str(error).split())[:200]})") from None
+    content = read_yaml(file, f"--config {file}")
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise UsageError(f"--config {file}: expected lines such as `limit: 100`")
+    return checked(kind, content, f"--config {file}")
+
+
+def read_yaml(file: str, where: str) -> Any:
+    """The content of a YAML file, None for an empty one. Raises UsageError, whose line begins with `where`."""
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(file).read_text("utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{where}: no such file") from None
+    except OSError as error:
+        raise UsageError(f"{where}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{where}: not UTF-8 text") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{where}: not YAML ({' '.join(str(error).split())[:200]})") from None
+
+
+def checked(kind: type, content: Mapping[Any, Any], where: str) -> dict[str, Any]:
+    """The entries of a mapping as fields of `kind`, each of the field's type; keys may have dashes.
+
+    Raises UsageError, whose line begins with `where`.
+    """
     hints = typing.get_type_hints(kind)
     values = {}
     for key, value in content.items():
@@ -70,12 +83,12 @@ def _read(kind: type, file: str) -> dict[str, Any]:
         if name not in hints:
             close = difflib.get_close_matches(name, list(hints), n=1)
             hint = f"; did you mean {close[0]}?" if close else f"; known: {', '.join(hints)}"
-            raise UsageError(f"--config {file}: unknown key {key!r}{hint}")
-        values[name] = _convert(value, hints[name], file, str(key))
+            raise UsageError(f"{where}: unknown key {key!r}{hint}")
+        values[name] = _convert(value, hints[name], where, str(key))
     return values
 
 
-def _convert(value: Any, hint: Any, file: str, key: str) -> Any:
+def _convert(value: Any, hint: Any, where: str, key: str) -> Any:
     """`value` as the field's type; YAML reads 1e-6 as text and 1 as a whole number, which both are meant well."""
     options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if value is None and type(None) in options:
@@ -96,4 +109,4 @@ def _convert(value: Any, hint: Any, file: str, key: str) -> Any:
         if isinstance(origin, type) and isinstance(value, origin):
             return value
     wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
-    raise UsageError(f"--config {file}: {key} must be {wanted}, not {value!r}")
+    raise UsageError(f"{where}: {key} must be {wanted}, not {value!r}")

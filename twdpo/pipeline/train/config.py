@@ -65,6 +65,8 @@ class TrainConfig:
     model instead of the adapter. layout: how sequences meet the model; `tree` computes a pair's prompt once, `packed`
     lays sequences end to end, `padded` side by side, `auto` is tree where that agrees with the model's own logits, else
     padded. streaming: read the pairs as they come, in constant memory, shuffled within blocks of `shuffle_block`.
+    split_seed: decides which pairs are held out where that is left to chance, None for `seed`: runs of several seeds
+    can then be judged on the same pairs.
     tracker: `none`, or trackers of accelerate separated by commas. push: a hub repository for the result;
     private: for you alone, where it is made now.
     accelerate_config: `ddp`, `fsdp2`, `zero3` or a file of `accelerate config`; num_processes: how many to start.
@@ -115,6 +117,7 @@ class TrainConfig:
     log_every: int = 1
     resume: bool = True
     seed: int = 42
+    split_seed: int | None = None
     reference_cache: str | None = None
     tracker: str = "none"
     run_name: str | None = None
@@ -149,7 +152,7 @@ class TrainConfig:
             "num_processes",
         ):
             _at_least(name, getattr(self, name), 1)
-        for name in ("eval_every", "save_every", "seed", "weight_decay"):
+        for name in ("eval_every", "save_every", "seed", "split_seed", "weight_decay"):
             _at_least(name, getattr(self, name), 0)
         _at_least("max_length", self.max_length, 8)
         for name in ("beta", "learning_rate", "epochs", "max_grad_norm"):
@@ -173,6 +176,11 @@ class TrainConfig:
             raise UsageError(f"--lora-alpha {self.lora_alpha} must be a number above 0")
         if not self.lora_targets.replace(",", " ").strip():
             raise UsageError("--lora-targets is empty; pass all-linear, or names such as q_proj,v_proj")
+
+    @property
+    def holding_seed(self) -> int:
+        """What decides the held-out pairs."""
+        return self.seed if self.split_seed is None else self.split_seed
 
     @property
     def name(self) -> str:
@@ -231,7 +239,8 @@ HELP = {
     "keep_checkpoints": "How many of the last checkpoints are kept; the best one is kept besides.",
     "log_every": "Steps that a line of metrics.jsonl covers.",
     "resume": "Go on from the last checkpoint in --out.",
-    "seed": "Decides the order of the pairs, and how adapters start.",
+    "seed": "Decides the order of the pairs, how adapters start, and which pairs are held out.",
+    "split_seed": "Decides which pairs are held out, in place of --seed.",
     "reference_cache": "Folder for reference log-probs; beside the weights cache unless given.",
     "tracker": "Where curves go besides metrics.jsonl: none, tensorboard, wandb, trackio, mlflow or another that "
     "accelerate knows; several with commas.",

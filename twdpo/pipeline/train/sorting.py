@@ -52,7 +52,7 @@ class Sorter:
 
     def prompt_key(self, pair: Pair) -> bytes:
         """What tells the prompt of a pair from others."""
-        return prompt_key(self._config.seed, pair.prompt)
+        return prompt_key(self._config.holding_seed, pair.prompt)
 
     def usable(self, rows: Sequence[Row], known: Sorted) -> list[tuple[int, Pair, str]]:
         """The rows that can be rendered, with their hashes; `known` is told of the others, and of even weights.

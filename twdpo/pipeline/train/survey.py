@@ -75,7 +75,7 @@ def _read(config: TrainConfig, cache: WeightsCache, parts: list[Part]) -> Survey
         survey.pairs += isinstance(row, Pair)
         survey.fates.append(fate)
         survey.hashes.append(key)
-        survey.prompts.append(prompt_key(config.seed, row.prompt) if isinstance(row, Pair) else b"")
+        survey.prompts.append(prompt_key(config.holding_seed, row.prompt) if isinstance(row, Pair) else b"")
     return survey
 
 
