@@ -51,6 +51,15 @@ def linear_logps(
     return logps
 
 
+@torch.no_grad()
+def linear_logits(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, *, dtype: torch.dtype, rules: HeadRules
+) -> Tensor:
+    """The logits themselves, float32[N, V] (float64 in float64), without a gradient: for a chunk that fits."""
+    with torch.autocast(hidden_ND.device.type, enabled=False):
+        return _Head(weight_VD.to(dtype), bias_V, rules).logits(hidden_ND.to(dtype))
+
+
 class _LinearLogps(torch.autograd.Function):
     @staticmethod
     def forward(

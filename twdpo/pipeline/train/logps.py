@@ -21,6 +21,7 @@ from twdpo.errors import ModelError
 from twdpo.pipeline.cpu_linear import use_fast_linear
 from twdpo.pipeline.train.attention import Stem, observed_windows, register
 from twdpo.pipeline.train.data import Example, Side
+from twdpo.pipeline.train.heads import Head
 from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.lean import keep_less
 from twdpo.pipeline.train.linear_logps import HeadRules, linear_logps
@@ -83,14 +84,31 @@ class TokenLogps(nn.Module):
         """
         if self._recomputation is not None:
             self._recomputation.prepare(ids.numel())
-        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if stems is not None:
-            # A mask of four dimensions is passed on as it is; the attention function goes by the stems.
-            nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-            inputs |= {"position_ids": positions, "attention_mask": nothing, "stems": stems}
-        # Without stems no mask: padding stands on the right, where no token looks.
         with torch.autocast(ids.device.type, self.autocast) if self.autocast else nullcontext():
-            return self._ways[self.head](inputs, places, targets)
+            return self._ways[self.head](_model_inputs(ids, positions, stems), places, targets)
+
+    @torch.no_grad()
+    def states(
+        self,
+        ids: Tensor,
+        positions: Tensor | None,
+        stems: Sequence[Stem] | None,
+        places: Tensor,
+        targets: Tensor,
+    ) -> Tensor:
+        """What `lm_head` makes logits of at each place: hidden states [N, D], logits themselves where `head` is whole.
+
+        The arguments are those of `forward`; the targets have no part in it.
+        """
+        inputs = _model_inputs(ids, positions, stems)
+        with torch.autocast(ids.device.type, self.autocast) if self.autocast else nullcontext():
+            return self._whole_logits(inputs, places) if self.head == "whole" else self._hidden(inputs, places)
+
+    @property
+    def lm_head(self) -> Head:
+        """The head by itself, sharing the model's parameters."""
+        module = None if self.head == "whole" else self.model.get_output_embeddings()
+        return Head(module=module, is_matrix=self.head == "fused", rules=self._rules, autocast=self.autocast)
 
     def recompute_above(self, tokens: int) -> None:
         """From now on keep activations of passes over so many tokens or fewer; those of longer ones are recomputed.
@@ -127,6 +145,9 @@ class TokenLogps(nn.Module):
         return _pick(self._rules.apply(self.model.get_output_embeddings()(hidden_ND)), targets_N)
 
     def _whole(self, inputs: dict[str, Any], places_N: Tensor, targets_N: Tensor) -> Tensor:
+        return _pick(self._whole_logits(inputs, places_N), targets_N)
+
+    def _whole_logits(self, inputs: dict[str, Any], places_N: Tensor) -> Tensor:
         """For models whose own forward does more between decoder and logits: let it, at the wanted places only."""
 
         def gather(_module: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -135,7 +156,7 @@ class TokenLogps(nn.Module):
 
         with _removed_after(self.model.get_output_embeddings().register_forward_pre_hook(gather)):
             logits_1NV = self.model(**inputs).logits
-        return _pick(logits_1NV[0], targets_N)
+        return cast(Tensor, logits_1NV[0])
 
     def _choose_head(self, candidates: Sequence[str]) -> str:
         for candidate in candidates:
@@ -194,6 +215,16 @@ class TokenLogps(nn.Module):
         logits_TV = self.model(input_ids=ids_1T, use_cache=False).logits[0]
         first = side.prompt_length
         return _pick(logits_TV[first - 1 : -1], ids_1T[0, first:])
+
+
+def _model_inputs(ids: Tensor, positions: Tensor | None, stems: Sequence[Stem] | None) -> dict[str, Any]:
+    inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+    if stems is not None:
+        # A mask of four dimensions is passed on as it is; the attention function goes by the stems.
+        nothing = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+        inputs |= {"position_ids": positions, "attention_mask": nothing, "stems": stems}
+    # Without stems no mask: padding stands on the right, where no token looks.
+    return inputs
 
 
 def head_rules(config: Any) -> HeadRules:
