@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from twdpo.console import _duration, _TrainBars, _TrainLog, progress_bar
+from twdpo.console import _TrainBars, _TrainLog, duration, progress_bar
 
 
 class Clock:
@@ -54,7 +54,7 @@ def test_lines_of_a_log_tell_all_that_a_bar_does() -> None:
 
 def test_spans_of_time() -> None:
     spans = (3.2, 89.0, 91.0, 720.0, 7140.0, 12_000.0)
-    assert list(map(_duration, spans)) == ["3 s", "89 s", "2 min", "12 min", "119 min", "3 h 20 min"]
+    assert list(map(duration, spans)) == ["3 s", "89 s", "2 min", "12 min", "119 min", "3 h 20 min"]
 
 
 def test_the_bar_shows_the_latest_figures_and_the_time_left() -> None:

@@ -30,6 +30,7 @@ from twdpo.pipeline.train.progress import Pace, TrainProgress
 from twdpo.results import rates
 
 if TYPE_CHECKING:
+    from twdpo.evaluate.compare import Watch
     from twdpo.pipeline.annotate.progress import AnnotateProgress
 
 #: Seconds between two lines of progress where stderr is no terminal (a log file).
@@ -103,7 +104,7 @@ class _AnnotateLog:
 
 def _pace(progress: AnnotateProgress) -> str:
     """The rates, and how long it will take where there is more to do."""
-    left = f"{_duration(progress.left)} left" if progress.left else ""
+    left = f"{duration(progress.left)} left" if progress.left else ""
     return "  ".join(part for part in (rates(progress), left) if part)
 
 
@@ -119,6 +120,19 @@ def train_progress() -> Iterator[TrainProgress]:
         return
     with progress_bar(console) as bar:
         yield _TrainBars(bar)
+
+
+@contextmanager
+def compare_progress() -> Iterator[Watch]:
+    """Show a comparison while the block lasts: a line a run, and on a terminal bars of the runs and of their steps."""
+    from twdpo.console_compare import CompareBars, CompareLog
+
+    console = stderr()
+    if not console.is_terminal:
+        yield CompareLog(console)
+        return
+    with progress_bar(console) as bar:
+        yield CompareBars(bar)
 
 
 @contextmanager
@@ -197,7 +211,7 @@ class _TrainLog(TrainProgress):
             self._last = now if "loss" in metrics else self._last
             of = f"/{self._pace.total}" if self._pace else ""
             left = self._pace.left() if self._pace else None
-            time_left = f"  {_duration(left)} left" if left and "loss" in metrics else ""
+            time_left = f"  {duration(left)} left" if left and "loss" in metrics else ""
             self.note(f"step {metrics['step']:.0f}{of}  {_metrics(metrics)}{time_left}")
 
     def note(self, text: str) -> None:
@@ -205,7 +219,7 @@ class _TrainLog(TrainProgress):
         self._console.print(text, soft_wrap=True, markup=False)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A span of time in its largest unit or two: 40 s, 12 min, 3 h 20 min."""
     minutes = round(seconds / 60)
     if seconds < 90:

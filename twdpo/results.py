@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from twdpo.evaluate.compare import Comparison
     from twdpo.inspect.report.write import ReportResult
     from twdpo.pipeline.annotate.progress import AnnotateProgress
     from twdpo.pipeline.annotate.run import AnnotateResult
@@ -120,6 +121,24 @@ def train_rows(result: TrainResult) -> dict[str, Any]:
         rows["best held-out loss"] = f"after step {result.best_step}: {result.out}/best/"
     if result.pushed is not None:
         rows["on the hub"] = result.pushed
+    return rows
+
+
+def compare_rows(result: Comparison) -> dict[str, Any]:
+    """The summary of a comparison: every arm's difference from the baseline where both are equally far from it."""
+    from twdpo.evaluate.compare.report import shown
+
+    rows: dict[str, Any] = {
+        "runs": f"{result.runs:,}"
+        + (f" ({result.executed:,} of them now)" if result.executed else ", all done before"),
+        "seeds": ", ".join(map(str, result.seeds)) or "none is complete",
+    }
+    if result.frontier is not None:
+        for arm, metrics in result.frontier.at_equal_kl.items():
+            rows[f"{arm}, at equal KL"] = "  ".join(
+                f"{name} {shown(metric, metrics[metric], signed=True)}"
+                for metric, name in (("accuracy", "accuracy, %:"), ("margin", "margin, nats:"))
+            )
     return rows
 
 

@@ -30,6 +30,7 @@ FREE_ON_RESUME = frozenset(
         "resume",
         "log_every",
         "save_every",
+        "evaluate",
         "eval_every",
         "device",
         "reference_cache",
@@ -55,7 +56,8 @@ class TrainConfig:
     of pairs without a row. batch_size: pairs an optimizer step; micro_batch_size: pairs a forward pass, None for as
     many as a token budget allows. epochs may be a fraction; max_steps, where given, replaces it. dtype: bfloat16
     computes in bfloat16 over float32 parameters. eval_split: `auto`, `none`, a share (0.05), a count (64) or a split's
-    name; eval_every, save_every: steps, 0 for never. reference_cache: None for a folder beside the weights.
+    name; evaluate: measure on them before, after and every eval_every steps, else they are only kept out of training;
+    eval_every, save_every: steps, 0 for never. reference_cache: None for a folder beside the weights.
 
     gradient_checkpointing: compute activations again on the way back, always; else only in forward passes of more than
     activation_tokens, None for what the device affords.
@@ -111,6 +113,7 @@ class TrainConfig:
     streaming: bool = False
     shuffle_block: int = 4096
     eval_split: str = "auto"
+    evaluate: bool = True
     eval_every: int = 100
     save_every: int = 100
     keep_checkpoints: int = 2
@@ -234,6 +237,7 @@ HELP = {
     "streaming": "Read pairs as they come, in constant memory: for data sets that do not fit.",
     "shuffle_block": "Pairs that are shuffled together with --streaming.",
     "eval_split": "Held-out pairs: auto (2 %, at most 256), none, a share, a count, or a split's name.",
+    "evaluate": "Evaluate on the held-out pairs; without it they are only kept out of training.",
     "eval_every": "Steps between evaluations; 0 for before and after only.",
     "save_every": "Steps between checkpoints; 0 for none.",
     "keep_checkpoints": "How many of the last checkpoints are kept; the best one is kept besides.",

@@ -319,7 +319,8 @@ class _Loop:
     def _evaluation_is_due(self) -> bool:
         every = self._config.eval_every
         regular = self._step in (0, self.plan.steps) or (every > 0 and self._step % every == 0)
-        return bool(self._feed.heldout.count) and regular and self._step not in self.evaluations
+        wanted = self._config.evaluate and bool(self._feed.heldout.count)
+        return wanted and regular and self._step not in self.evaluations
 
     @torch.no_grad()
     def _evaluate(self) -> None:

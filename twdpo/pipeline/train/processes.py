@@ -30,6 +30,16 @@ class Processes(Protocol):
         """The items of all processes, in the order of their ranks; all must call this together."""
 
 
+class Alone:
+    """One process by itself."""
+
+    rank, count = 0, 1
+
+    def collect(self, items: Sequence[Item]) -> list[Item]:
+        """The items."""
+        return list(items)
+
+
 @contextmanager
 def in_accord(processes: Processes) -> Iterator[None]:
     """A block that one process may fail in alone: after it all go on, or all raise the first one's error.

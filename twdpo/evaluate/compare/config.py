@@ -1,0 +1,237 @@
+"""What `twdpo compare` can be told: a YAML file with the arms, the betas and the seeds. Not for: running it (`run.py`).
+
+dataset: ultrafeedback.parquet
+model: smollm2-135m
+betas: [0.01, 0.1]
+seeds: [1, 2, 3]
+arms:
+  dpo: {source: uniform, uncovered: one}
+  attention: {uncovered: [zero, one]}     # a list makes an arm of each value
+train: {learning_rate: 1e-5, batch_size: 8}
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from twdpo.config import checked, read_yaml
+from twdpo.errors import UsageError
+from twdpo.pipeline.annotate.config import AnnotateConfig
+from twdpo.pipeline.models import DEFAULT_MODEL
+from twdpo.pipeline.train.config import TrainConfig
+
+#: The arm that the others are measured against, added where no arm has its name: DPO, every completion token alike.
+BASELINE = "dpo"
+
+#: What the comparison decides itself, and how to say it instead.
+_DECIDED: Mapping[str, str] = {
+    "weights": "weights: at the top",
+    "dataset": "dataset: at the top",
+    "split": "split: at the top",
+    "model": "model: or judge: at the top",
+    "out": "out: at the top",
+    "source": "an arm",
+    "source_options": "an arm",
+    "base": "weights: at the top",
+    "attn_source": "an arm",
+    "sink_fix": "an arm",
+    "uniform_mix": "an arm",
+    "uncovered": "an arm",
+    "loss": "an arm",
+    "beta": "betas: at the top",
+    "seed": "seeds: at the top",
+    "missing": "nothing: every arm has the same pairs",
+    "reference_cache": "nothing: it is shared",
+    "resume": "nothing: finished runs are kept",
+    "push": "twdpo train",
+    "private": "twdpo train",
+    "run_name": "nothing: a run is called after its arm, beta and seed",
+    "shard": "twdpo annotate",
+    "streaming": "twdpo train",
+}
+#: What the same name means in stage one is another thing.
+_ANNOTATE_OWN = frozenset({"seed"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way of weighting tokens; the fields are those of `AnnotateConfig` (source) and `TrainConfig`."""
+
+    name: str
+    source: str = "attention"
+    source_options: str | None = None
+    attn_source: str = "last"
+    sink_fix: bool = True
+    uniform_mix: float = 0.0
+    uncovered: str = "zero"
+    loss: str = "twdpo"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What of it stage two is told."""
+        names = ("attn_source", "sink_fix", "uniform_mix", "uncovered", "loss")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareConfig:
+    """The configuration of a comparison: every arm at every beta and seed, on the same pairs in the same order.
+
+    dataset, split: the pairs. model: the policy; judge: whose attention is read, None for the policy. weights: a cache
+    of attention weights that is there already, None to make one. arms: as the file has them, name → settings. match:
+    scale every arm's weights to the summed weight of the baseline (as its beta, which is the same). split_seed: decides
+    the held-out pairs, which are the same for all runs. keep_models: keep every trained model, not its evaluation
+    alone. resamples: of the bootstrap. annotate, train: options of the two stages for all arms alike.
+    Raises UsageError.
+    """
+
+    dataset: str
+    split: str | None = None
+    model: str = DEFAULT_MODEL
+    judge: str | None = None
+    weights: str | None = None
+    out: str = "comparison"
+    arms: dict[str, Any]
+    baseline: str = BASELINE
+    betas: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    seeds: tuple[int, ...] = (1, 2, 3)
+    match: bool = True
+    split_seed: int = 0
+    keep_models: bool = False
+    resamples: int = 4000
+    annotate: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, values in (("betas", self.betas), ("seeds", self.seeds)):
+            if not values:
+                raise UsageError(f"{name} is empty; give at least one, such as [{'0.1' if name == 'betas' else '1'}]")
+            if len(set(values)) != len(values):
+                raise UsageError(f"{name}: {_listed(values)} names one twice; leave the second out")
+        if not all(isinstance(beta, (int, float)) and 0 < beta < math.inf for beta in map(_number, self.betas)):
+            raise UsageError(f"betas: {_listed(self.betas)} must be numbers above 0")
+        object.__setattr__(self, "betas", tuple(sorted(map(_number, self.betas))))
+        if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in self.seeds):
+            raise UsageError(f"seeds: {_listed(self.seeds)} must be whole numbers from 0 on")
+        if self.resamples < 100:
+            raise UsageError(f"resamples: {self.resamples} is too few for an interval; the least is 100")
+        arms = self.expanded
+        if self.baseline not in {arm.name for arm in arms}:
+            known = ", ".join(arm.name for arm in arms)
+            raise UsageError(f"baseline: {self.baseline} is no arm; there are {known}")
+        if len(arms) < 2:
+            raise UsageError("arms: there is nothing to compare; name at least one beside the baseline")
+        self.annotate_config(arms[0], weights="weights")
+        for arm in arms:
+            self.train_config(arm, weights="weights", out="out", beta=self.betas[0], seed=self.seeds[0])
+
+    @property
+    def expanded(self) -> tuple[Arm, ...]:
+        """Every arm, the baseline first, lists of values multiplied out. Raises UsageError."""
+        arms = [arm for name, settings in self.arms.items() for arm in _expand(str(name), settings)]
+        names = [arm.name for arm in arms]
+        if self.baseline == BASELINE and BASELINE not in names:
+            arms.insert(0, Arm(name=BASELINE, source="uniform", uncovered="one"))
+        return tuple(sorted(arms, key=lambda arm: arm.name != self.baseline))
+
+    def annotate_config(
+        self, arm: Arm, *, weights: str, base: str | None = None, leave_out: Collection[str] = ()
+    ) -> AnnotateConfig:
+        """Stage one for an arm's source, into the folder `weights`; base: the attention cache that it reworks.
+
+        leave_out: options that the source would refuse.
+        """
+        given = _stage(AnnotateConfig, self.annotate, "annotate")
+        given = {name: value for name, value in given.items() if name not in leave_out}
+        return AnnotateConfig(
+            **given,
+            dataset=self.dataset,
+            split=self.split,
+            model=self.judge or self.model,
+            out=weights,
+            source=arm.source,
+            source_options=arm.source_options,
+            base=base,
+        )
+
+    def train_config(self, arm: Arm, *, weights: str, out: str, beta: float, seed: int) -> TrainConfig:
+        """Stage two for one run. Its checkpoints and its own evaluations are off unless `train` asks for them."""
+        given = {"save_every": 0, "evaluate": False, **_stage(TrainConfig, self.train, "train")}
+        return TrainConfig(
+            **given,
+            **arm.training,
+            weights=weights,
+            dataset=self.dataset,
+            split=self.split,
+            model=self.model,
+            out=out,
+            beta=beta,
+            seed=seed,
+            split_seed=self.split_seed,
+            missing="drop",
+        )
+
+
+def load_config(file: str, out: str | None = None) -> CompareConfig:
+    """The configuration in a YAML file; `out` wins over what it says. Raises UsageError."""
+    content = read_yaml(file, file)
+    if not isinstance(content, dict):
+        raise UsageError(f"{file}: expected dataset:, arms: and so on; see twdpo compare --help")
+    values = checked(CompareConfig, content, file)
+    for name in ("dataset", "arms"):
+        if not values.get(name):
+            raise UsageError(f"{file}: {name} is missing")
+    try:
+        return CompareConfig(**{**values, **({} if out is None else {"out": out})})
+    except UsageError as error:
+        raise UsageError(f"{file}: {error}") from None
+
+
+def _expand(name: str, settings: Any) -> list[Arm]:
+    """The arms that one entry means: one for each combination of values where some are lists."""
+    if not re.fullmatch(r"[\w.+=-]+", name):
+        raise UsageError(f"arms: {name!r} names a folder; use letters, digits, and . + = - _")
+    if settings is None:
+        settings = {}
+    if not isinstance(settings, Mapping):
+        raise UsageError(f"arms: {name} must be settings such as {{source: attention, uncovered: one}}")
+    choices = {
+        str(key).replace("-", "_"): value if isinstance(value, list) else [value] for key, value in settings.items()
+    }
+    if "name" in choices:
+        raise UsageError(f"arms: {name} has a name: the entry's own")
+    several = [key for key, values in choices.items() if len(values) > 1]
+    arms = []
+    for values in itertools.product(*choices.values()):
+        combined = dict(zip(choices, values, strict=True))
+        suffix = "".join(f"-{key}={combined[key]}" for key in several)
+        taken = checked(Arm, combined, f"arms: {name}")
+        arms.append(Arm(**{"name": re.sub(r"[^\w.+=-]", "_", name + suffix), **taken}))
+    return arms
+
+
+def _stage(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Options of a stage, of their types, none of them the comparison's own to decide. Raises UsageError."""
+    values = checked(kind, given, where)
+    own = _ANNOTATE_OWN if kind is AnnotateConfig else frozenset()
+    for name in values:
+        if name in _DECIDED and name not in own:
+            raise UsageError(f"{where}: {name} is decided by the comparison; set it with {_DECIDED[name]}")
+    return values
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 1e-2 as text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _listed(values: tuple[Any, ...]) -> str:
+    return "[" + ", ".join(str(value) for value in values) + "]"

@@ -1,0 +1,177 @@
+"""One run of a comparison: an arm trained at a beta and a seed, and measured on the held-out pairs.
+
+A finished run is a file, `run.json`, which holds what was measured of every pair: a comparison that was stopped goes on
+with the next. Not for: what follows from the runs (`frontier.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from twdpo.errors import CacheCorrupt
+from twdpo.evaluate.compare.config import CompareConfig
+from twdpo.evaluate.compare.prepared import Prepared
+from twdpo.evaluate.figures import PairFigures
+from twdpo.evaluate.heldout import ReferenceStates, measure
+from twdpo.pipeline.models import ADAPTER_CONFIGURATION, load_model, pick_device, resolve_dtype
+from twdpo.pipeline.train import TrainConfig, TrainProgress, train
+from twdpo.pipeline.train.config import FREE_ON_RESUME
+from twdpo.pipeline.train.logps import TokenLogps
+from twdpo.pipeline.train.metrics import MetricsFile
+from twdpo.pipeline.train.output import METRICS
+from twdpo.weights_cache.durable import make_folder, write_file
+
+FOLDER, RESULT, ASKED, REFERENCE = "runs", "run.json", "asked.txt", "reference_cache"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One run that a comparison asks for; beta: as the comparison names it, before the arm's scale."""
+
+    arm: str
+    beta: float
+    seed: int
+    folder: Path
+    training: TrainConfig
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        """As a person reads it."""
+        return f"{self.arm}, beta {self.beta:g}, seed {self.seed}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunResult:
+    """What a run gave. steps, loss: of the training, its last record; seconds: training, and measuring."""
+
+    arm: str
+    beta: float
+    trained_beta: float
+    seed: int
+    fingerprint: str
+    steps: int
+    last: Mapping[str, float]
+    seconds: Mapping[str, float]
+    figures: PairFigures
+
+    def save(self, path: Path) -> None:
+        """Write it durably; raises StorageError."""
+        names = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "last", "seconds")
+        content = {name: getattr(self, name) for name in names} | {"pairs": self.figures.plain()}
+        write_file(path, json.dumps(content).encode())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote. Raises CacheCorrupt."""
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            return cls(figures=PairFigures.from_plain(content.pop("pairs")), **content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CacheCorrupt(f"{path} is damaged; delete it and run the same command again") from error
+
+
+def plan(config: CompareConfig, arms: list[Prepared], scale: Mapping[str, float]) -> list[Run]:
+    """All runs: one seed after another, so that what is finished early is a whole comparison of fewer seeds."""
+    runs = []
+    for seed in config.seeds:
+        for beta in config.betas:
+            for arm in arms:
+                name = arm.arm.name
+                folder = Path(config.out) / FOLDER / name / f"beta-{beta:g}" / f"seed-{seed}"
+                training = config.train_config(
+                    arm.arm, weights=str(arm.weights), out=str(folder / "model"), beta=beta * scale[name], seed=seed
+                )
+                runs.append(
+                    Run(
+                        arm=name,
+                        beta=beta,
+                        seed=seed,
+                        folder=folder,
+                        training=training,
+                        fingerprint=_fingerprint(training, arm.digest),
+                    )
+                )
+    return runs
+
+
+def finished(run: Run) -> RunResult | None:
+    """The result of a run that ended before, if it was of the same settings, pairs and weights."""
+    path = run.folder / RESULT
+    if not path.is_file():
+        return None
+    found = RunResult.load(path)
+    return found if found.fingerprint == run.fingerprint else None
+
+
+def execute(
+    run: Run, arm: Prepared, reference: ReferenceStates, config: CompareConfig, progress: TrainProgress
+) -> RunResult:
+    """Train, measure and write down one run; the model is deleted unless it is to be kept.
+
+    A model that was trained to its end before, and not measured, is not trained again. Raises what training raises.
+    """
+    model = Path(run.training.out)
+    seconds: dict[str, float] = {}
+    if not _is_trained(run):
+        seconds |= train(replace(run.training, reference_cache=str(Path(config.out) / REFERENCE)), progress).seconds
+    started = time.perf_counter()
+    policy = open_policy(str(model), run.training)
+    figures = measure(policy, arm.heldout, reference)
+    del policy
+    seconds["measuring"] = time.perf_counter() - started
+    records = MetricsFile(model / METRICS).read()
+    done = RunResult(
+        arm=run.arm,
+        beta=run.beta,
+        trained_beta=run.training.beta,
+        seed=run.seed,
+        fingerprint=run.fingerprint,
+        steps=int(max(record["step"] for record in records)),
+        last={} if not records else records[-1],
+        seconds=seconds,
+        figures=figures,
+    )
+    done.save(run.folder / RESULT)
+    if not config.keep_models:
+        shutil.rmtree(model, ignore_errors=True)
+    return done
+
+
+def _is_trained(run: Run) -> bool:
+    """Whether the run's model is there, finished; what is there of other settings is deleted."""
+    mark, model = run.folder / ASKED, Path(run.training.out)
+    make_folder(run.folder)
+    if not (mark.is_file() and mark.read_text("utf-8") == run.fingerprint):
+        shutil.rmtree(model, ignore_errors=True)
+        write_file(mark, run.fingerprint.encode())
+    return any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIGURATION))
+
+
+def open_policy(model: str, training: TrainConfig) -> TokenLogps:
+    """A model as a function to log-probs, in the precision that its training has."""
+    loaded = load_model(
+        model,
+        dtype="float32",
+        device=training.device,
+        trust_remote_code=training.trust_remote_code,
+        revision=training.revision if model == training.model else None,
+    )
+    is_half = resolve_dtype(training.dtype, pick_device(training.device)) == "bfloat16"
+    return TokenLogps(loaded.model, autocast=torch.bfloat16 if is_half else None, layout=training.layout)
+
+
+def _fingerprint(training: TrainConfig, digest: str) -> str:
+    """What decides the numbers of a run: settings, pairs, weights."""
+    deciding = {name: value for name, value in asdict(training).items() if name not in FREE_ON_RESUME}
+    del deciding["weights"]
+    return hashlib.sha256(json.dumps([deciding, digest], sort_keys=True).encode()).hexdigest()[:16]
