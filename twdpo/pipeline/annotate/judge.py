@@ -5,6 +5,7 @@ Not for: which pairs are judged (`run.py`), or what a row holds (`rows.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +34,7 @@ class Judge:
         revision, dtype = None, "float32"
         if engine is None:
             engine, tokenizer, revision, dtype = _load_engine(config)
-        kwargs = _chat_template_kwargs(tokenizer, config)
-        builder = PromptBuilder(tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs)
+        builder, kwargs = builder_of(config, template, tokenizer)
         layers = parse_layers(config.layers, engine.num_layers, engine.global_layers)
         for layer in layers:
             reach = engine.reach(layer)
@@ -43,21 +43,45 @@ class Judge:
                     f"layer {layer} of the judge attends over {reach} tokens only and cannot see prompts of "
                     f"--max-length {config.max_length}; choose other --layers or a smaller --max-length"
                 )
-        recipe = Recipe(
-            judge_model=config.model,
-            judge_revision=revision,
-            dtype=dtype,
-            judge_template=template,
-            chat_template_hash=builder.frame_hash,
-            chat_template_kwargs=kwargs,
-            max_length=config.max_length,
-            answer_tokens=builder.answer_tokens,
-            template_tokens=TEMPLATE_TOKENS,
-            orders=_ORDERS,
-            layers=layers,
-        )
+        recipe = recipe_of(config, template, builder, kwargs, revision=revision, dtype=dtype, layers=layers)
         verdict_ids = builder.verdict_ids() if config.verdict else None
         return cls(engine=engine, builder=builder, layers=layers, verdict_ids=verdict_ids, recipe=recipe)
+
+
+def builder_of(config: AnnotateConfig, template: str, tokenizer: Any) -> tuple[PromptBuilder, dict[str, Any]]:
+    """What makes the judge prompts of a run, and the arguments of the chat template."""
+    kwargs = _chat_template_kwargs(tokenizer, config)
+    builder = PromptBuilder(tokenizer, template=template, max_length=config.max_length, chat_template_kwargs=kwargs)
+    return builder, kwargs
+
+
+def recipe_of(
+    config: AnnotateConfig,
+    template: str,
+    builder: PromptBuilder,
+    kwargs: Mapping[str, Any],
+    *,
+    revision: str | None,
+    dtype: str,
+    layers: tuple[int, ...],
+    source_options: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """The recipe of a run of the source that `config` names, whose tokens are those of judge prompts."""
+    return Recipe(
+        source=config.source,
+        source_options=source_options or {},
+        judge_model=config.model,
+        judge_revision=revision,
+        dtype=dtype,
+        judge_template=template,
+        chat_template_hash=builder.frame_hash,
+        chat_template_kwargs=kwargs,
+        max_length=config.max_length,
+        answer_tokens=builder.answer_tokens,
+        template_tokens=TEMPLATE_TOKENS,
+        orders=_ORDERS,
+        layers=layers,
+    )
 
 
 def _load_engine(config: AnnotateConfig) -> tuple[Engine, Any, str | None, str]:
