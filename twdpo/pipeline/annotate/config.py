@@ -23,11 +23,11 @@ class AnnotateConfig:
     text such as `gamma=0.95,seed=1`; base: a cache to be reworked (see `sources`). model: the judge. layers: numbers
     separated by commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of
     the chosen answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward
-    pass, None for as many as a token budget allows. engine: one of ENGINES; it decides speed, not numbers. tensor_parallel,
-    gpu_memory_utilization: for vLLM, how many GPUs share the judge and how much of their memory it takes. seed: with
-    `limit`, draw the pairs at random instead of taking the first. shard: `i/n`, the i-th of n parts (from 0), by the
-    pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger than a device. runner: `local`, or `ray` with
-    `workers` engines, None for one a GPU of the cluster (else one).
+    pass, None for as many as a token budget allows. engine: one of ENGINES; it decides speed, not numbers.
+    tensor_parallel, gpu_memory_utilization: for vLLM, how many GPUs share the judge and how much of their memory it
+    takes. seed: with `limit`, draw the pairs at random instead of taking the first. shard: `i/n`, the i-th of n parts
+    (from 0), by the pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger than a device. runner: `local`, or
+    `ray` with `workers` engines, None for one a GPU of the cluster (else one).
     Raises UsageError where a value is out of range.
     """
 

@@ -53,8 +53,10 @@ class WeightSource(ABC, Generic[Item, Found]):
     runs_on_vllm: ClassVar[bool] = False
     #: Whether a cache that `--base` names can take the judge's place.
     takes_base: ClassVar[bool] = False
-    #: Whether it runs a model: if not, options about models are refused.
+    #: Whether it runs a model; without one, `--device`, `--dtype` and `--batch-size` have no effect.
     needs_model: ClassVar[bool] = True
+    #: Options of stage one that say nothing to it and are refused rather than ignored.
+    refuses: ClassVar[tuple[str, ...]] = ()
     #: Whether weight collects on an answer's first token for no reason of content, which stage two's sink fix undoes.
     has_sink: ClassVar[bool] = False
 

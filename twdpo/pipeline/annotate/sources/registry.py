@@ -27,13 +27,12 @@ OWN = {
     "attention": f"{_HERE}.attention:AttentionSource",
     "uniform": f"{_HERE}.tokens:UniformSource",
     "position": f"{_HERE}.tokens:PositionSource",
+    "rollout": f"{_HERE}.rollout:RolloutSource",
+    "tis": f"{_HERE}.tis:TisSource",
     "shuffled": f"{_HERE}.controls:ShuffledSource",
     "random": f"{_HERE}.controls:RandomSource",
 }
 
-#: Options about running a model, which a source without one refuses rather than ignores. Device and precision are not
-#: among them: the same command line then serves every source.
-_ABOUT_MODELS = ("device_map", "layers")
 #: What a cache has decided that `--base` names.
 _OF_A_BASE = (
     "revision",
@@ -84,12 +83,16 @@ def check_source(config: AnnotateConfig) -> tuple[type[WeightSource[Any, Any]], 
     if config.engine == "vllm" and (without_model or not kind.runs_on_vllm):
         why = "runs no model" if without_model else "cannot be read in vLLM"
         raise UsageError(f"--source {config.source} {why}: leave --engine vllm out")
-    refused = _OF_A_BASE if config.base is not None else _ABOUT_MODELS if without_model else ()
+    refused = _OF_A_BASE if config.base is not None else kind.refuses
     defaults = {field.name: field.default for field in fields(config)}
     for name in refused:
         if getattr(config, name) != defaults[name]:
-            has = "has what --base says" if config.base is not None else "runs no model"
-            raise UsageError(f"--source {config.source} {has}: leave --{name.replace('_', '-')} out")
+            why = (
+                "that is as --base has it"
+                if config.base is not None
+                else f"it says nothing to --source {config.source}"
+            )
+            raise UsageError(f"leave --{name.replace('_', '-')} out: {why}")
     return kind, options
 
 

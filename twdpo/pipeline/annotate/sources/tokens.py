@@ -53,6 +53,7 @@ class TokenSource(WeightSource[_Prompts, None]):
     """A source of which `weigh` is all there is to write. `options` holds an instance of its `Options`."""
 
     needs_model = False
+    refuses = ("device_map", "layers")
 
     def __init__(self, setup: Setup) -> None:
         from twdpo.pipeline.models import load_tokenizer, locate
