@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     )
 
 
+#: Weight sources that show pairs to a judge.
+_JUDGING = ("attention", "rollout")
 #: Of the manifest, what a summary for machines repeats.
 _ABOUT = ("recipe", "fingerprint", "sources", "defaults", "include_text", "schema_version", "twdpo_version")
 
@@ -60,7 +62,8 @@ def rates(progress: AnnotateProgress) -> str:
 
 def annotate_rows(result: AnnotateResult) -> dict[str, Any]:
     """The summary of a run of stage one."""
-    rows = _counted("judged now", result.counts, result.reasons)
+    done = "judged now" if result.source in _JUDGING else "weighed now"
+    rows = _counted(done, result.counts, result.reasons)
     if result.shard is not None:
         rows = {"part": f"{result.shard}; {result.counts.elsewhere:,} pairs are of the others"} | rows
     if result.counts.written:

@@ -27,6 +27,7 @@ CHANGES: dict[str, Any] = {
     "template_tokens": 301,
     "orders": ("cr",),
     "layers": (0, 3),
+    "source_options": {"gamma": 0.98},
 }
 
 

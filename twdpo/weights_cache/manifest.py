@@ -35,7 +35,8 @@ class Manifest:
     """The manifest of a weights cache.
 
     `sources`: the data sets that went in, each {name, kind, location, config, split, revision, licence}. `defaults`:
-    for stage two, such as attn_source and policy_model. `counts`: pairs (different hashes), rejected, shards and
+    for stage two, such as attn_source and policy_model; `sink_fix` false where weights are not read from attention, so
+    that the sink fix is never applied. `counts`: pairs (different hashes), rejected, shards and
     truncated. `extra`: whatever else the file holds, kept when it is written again.
     """
 
@@ -52,6 +53,11 @@ class Manifest:
     def fingerprint(self) -> str:
         """The recipe's fingerprint."""
         return self.recipe.fingerprint
+
+    @property
+    def has_sink(self) -> bool:
+        """Whether an answer's first token is heavy for no reason of content, so that the sink fix has a place."""
+        return bool(self.defaults.get("sink_fix", True))
 
     def with_source(self, source: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None) -> Manifest:
         """This manifest with a data set added, unless it is there, and with `defaults` over the old ones."""

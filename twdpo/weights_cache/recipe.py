@@ -13,6 +13,8 @@ from typing import Any
 
 #: Fields too long to show to a person: their hashes are shown instead.
 _LONG_FIELDS = frozenset({"judge_template"})
+#: Fields added to the first format, which must not change the fingerprints of caches that lack them.
+_LATER_FIELDS = frozenset({"source_options"})
 
 
 def canonical_json(value: object) -> bytes:
@@ -25,11 +27,11 @@ def canonical_json(value: object) -> bytes:
 class Recipe:
     """How the weights of a cache were made; `layers` are 0-based decoder layers, lengths are in tokens.
 
-    `source` is the kind of weight source; for those without a judge (`uniform`, `position`, ...) the judge's fields
-    are empty. `judge_template` is the full text. Values of `chat_template_kwargs` must be what JSON can hold.
+    `source` is the kind of weight source, `source_options` what it was told; of one without a judge (`uniform`,
+    `position`, ...) the judge's fields say whose tokens are weighed. `judge_template` is the full text. Values of
+    `chat_template_kwargs` and `source_options` must be what JSON can hold.
     """
 
-    # A field added later must be left out of the fingerprint while it holds its default: old caches lack it.
     source: str = "attention"
     judge_model: str
     judge_revision: str | None
@@ -42,6 +44,7 @@ class Recipe:
     template_tokens: int = 300
     orders: tuple[str, ...] = ("cr", "rc")
     layers: tuple[int, ...]
+    source_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         layers = tuple(sorted(int(layer) for layer in self.layers))
@@ -49,11 +52,13 @@ class Recipe:
             raise ValueError(f"layers must be distinct and not negative, at least one: {self.layers}")
         object.__setattr__(self, "layers", layers)
         object.__setattr__(self, "orders", tuple(self.orders))
-        object.__setattr__(self, "chat_template_kwargs", json.loads(json.dumps(dict(self.chat_template_kwargs))))
+        for name in ("chat_template_kwargs", "source_options"):
+            object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON types."""
-        return {**asdict(self), "orders": list(self.orders), "layers": list(self.layers)}
+        """The fields as JSON types; those that old caches lack are left out while they hold their default."""
+        content = {**asdict(self), "orders": list(self.orders), "layers": list(self.layers)}
+        return {name: value for name, value in content.items() if value or name not in _LATER_FIELDS}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Recipe:

@@ -49,7 +49,9 @@ class WeightSettings:
             raise UsageError(f"missing={missing!r} is not understood; give 'error', 'drop' or 'uniform'")
         if not 0.0 <= uniform_mix <= 1.0:
             raise UsageError(f"uniform_mix={uniform_mix} is outside 0 to 1")
-        layers = parse_attn_source(attn_source, Manifest.load(Path(folder)).recipe.layers)
+        manifest = Manifest.load(Path(folder))
+        layers = parse_attn_source(attn_source, manifest.recipe.layers)
+        sink_fix = sink_fix and manifest.has_sink
         rules = WeightRules(layers=layers, sink_fix=sink_fix, uniform_mix=uniform_mix, uncovered=uncovered)
         return cls(folder=Path(folder), rules=rules, missing=missing)
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
-from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptBuilder, PromptError
+from twdpo.pipeline.annotate.prompt import PromptError
 from twdpo.pipeline.annotate.shard import Shard
+from twdpo.pipeline.annotate.sources.base import WeightSource
 from twdpo.preferences import Pair, Reject
 
 #: Pairs that are tokenized together and handed to the engine at once: so many at least, and more where it wants more.
@@ -20,10 +22,10 @@ _ROWS_MOST, _PAIRS_MOST = 1024, 1024
 
 @dataclass(slots=True, kw_only=True)
 class Block:
-    """Some rows: pairs to judge, once tokenized with their `prompts` in the orders "cr" and "rc"; rejects; the rest."""
+    """Some rows: pairs to judge, once prepared each with its item for the weight source; rejects; the rest."""
 
     pairs: list[Pair] = field(default_factory=list)
-    prompts: list[tuple[JudgePrompt, JudgePrompt]] = field(default_factory=list)
+    items: list[Any] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     cached: int = 0
     duplicates: int = 0
@@ -67,8 +69,8 @@ def _sort(row: Pair | Reject, block: Block, done: Collection[str], shard: Shard 
             block.pairs.append(row)
 
 
-def windows(blocks: Iterable[Block], builder: PromptBuilder, *, least: int, enough: int) -> Iterator[Block]:
-    """Blocks tokenized and put together: at least `least` pairs a window, and more while they have not `enough` tokens.
+def windows(blocks: Iterable[Block], source: WeightSource[Any, Any], *, least: int, enough: int) -> Iterator[Block]:
+    """Blocks prepared and put together: at least `least` pairs a window, and more while they have not `enough` tokens.
 
     A window without pairs says what became of rows that need no judging.
     """
@@ -80,13 +82,13 @@ def windows(blocks: Iterable[Block], builder: PromptBuilder, *, least: int, enou
         window.elsewhere += block.elsewhere
         for pair in block.pairs:
             try:
-                both = builder.build(pair, "cr"), builder.build(pair, "rc")
+                item = source.prepare(pair)
             except PromptError as error:
                 window.rejects.append(Reject(row=pair.row, reason=str(error), example_hash=pair.example_hash))
                 continue
             window.pairs.append(pair)
-            window.prompts.append(both)
-            tokens += sum(len(prompt.ids) for prompt in both)
+            window.items.append(item)
+            tokens += source.size(item)
             if len(window.pairs) >= least and (tokens >= enough or len(window.pairs) >= _PAIRS_MOST):
                 yield window
                 window, tokens = Block(), 0

@@ -19,18 +19,22 @@ ENGINES = ("transformers", "vllm")
 class AnnotateConfig:
     """The configuration of stage one.
 
-    dataset: a named source, a local file or folder, or a hub id. model: the judge. layers: numbers separated by
-    commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of the chosen
-    answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward pass, None
-    for as many as a token budget allows. engine: one of ENGINES; it decides speed, not numbers. tensor_parallel,
-    gpu_memory_utilization: for vLLM, how many GPUs share the judge and how much of their memory it takes. seed: with
-    `limit`, draw the pairs at random instead of taking the first. shard: `i/n`, the i-th of n parts (from 0), by the
-    pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger than a device. runner: `local`, or `ray` with
-    `workers` engines, None for one a GPU of the cluster (else one).
+    dataset: a named source, a local file or folder, or a hub id. source: what the weights come from; source_options:
+    text such as `gamma=0.95,seed=1`; base: a cache to be reworked (see `sources`). model: the judge. layers: numbers
+    separated by commas, `all`, or None for five layers over the depth. verdict: also keep the judge's probability of
+    the chosen answer; without it the forward passes end at the deepest of `layers`. batch_size: prompts in one forward
+    pass, None for as many as a token budget allows. engine: one of ENGINES; it decides speed, not numbers.
+    tensor_parallel, gpu_memory_utilization: for vLLM, how many GPUs share the judge and how much of their memory it
+    takes. seed: with `limit`, draw the pairs at random instead of taking the first. shard: `i/n`, the i-th of n parts
+    (from 0), by the pairs' hashes. device_map: one of DEVICE_MAPS, for judges bigger than a device. runner: `local`, or
+    `ray` with `workers` engines, None for one a GPU of the cluster (else one).
     Raises UsageError where a value is out of range.
     """
 
     dataset: str
+    source: str = "attention"
+    source_options: str | None = None
+    base: str | None = None
     split: str | None = None
     dataset_revision: str | None = None
     model: str = DEFAULT_MODEL
@@ -97,6 +101,10 @@ class AnnotateConfig:
 HELP = {
     "dataset": "Named source (ultrafeedback, ultrafeedback-llama3, hh-rlhf, orca-dpo-pairs, demo), a file or folder "
     "(parquet, jsonl, json, arrow, save_to_disk), or a hub id such as org/name:config[split].",
+    "source": "What the weights come from: attention, rollout, uniform, position, shuffled, random, tis, or one that "
+    "an installed package registers.",
+    "source_options": "Options of the source, such as gamma=0.95 or seed=1; docs/sources.md lists them.",
+    "base": "With --source shuffled or random: an existing cache whose weights are reworked, without any model.",
     "split": "Split of the data set; each named source has a default.",
     "dataset_revision": "Revision of a data set on the hub.",
     "model": "Judge: a folder, a .gguf file or a hub id.",

@@ -5,55 +5,54 @@ The engine runs in the calling thread. Not for: which pairs are judged (`selecti
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from twdpo.pipeline.annotate.ahead import Ahead, Behind
 from twdpo.pipeline.annotate.blocks import Block, windows
-from twdpo.pipeline.annotate.engines.base import Reading
-from twdpo.pipeline.annotate.judge import Judge
 from twdpo.pipeline.annotate.progress import AnnotateProgress
-from twdpo.pipeline.annotate.rows import make_row
-from twdpo.preferences import Reject
-from twdpo.weights_cache import CacheWriter
+from twdpo.pipeline.annotate.sources.base import WeightSource
+from twdpo.preferences import Pair, Reject
+from twdpo.weights_cache import CacheWriter, WeightRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Judged:
-    """A window with its readings, two a pair, and for how long judging had gone on when they were there."""
+    """A window, what was found for each pair, and for how long judging had gone on when that was there."""
 
     window: Block
-    readings: list[Reading]
+    found: Sequence[Any]
     judging: float
 
 
 class Judging:
-    """A judge at work on a cache, and the counts of what it did. `dataset` names the rejects' data set."""
+    """A weight source at work on a cache, and the counts of what it did. `dataset` names the rejects' data set."""
 
     def __init__(
         self,
-        judge: Judge,
+        source: WeightSource[Any, Any],
         writer: CacheWriter,
         *,
         dataset: str,
         total: int | None,
         on_progress: Callable[[AnnotateProgress], None] = lambda _progress: None,
     ) -> None:
-        self._judge, self._writer, self._dataset, self._on_progress = judge, writer, dataset, on_progress
+        self._source, self._writer, self._dataset, self._on_progress = source, writer, dataset, on_progress
         self._started = time.perf_counter()
         self._began: float | None = None
         self._behind: Behind[_Judged] = Behind(self._keep)
-        self.counts = AnnotateProgress(total=total, peak_flops=judge.engine.peak_flops)
+        self.counts = AnnotateProgress(total=total, peak_flops=source.peak_flops)
         self.reasons: Counter[str] = Counter()
-        #: Pairs of which the judge gave the chosen answer more than half, mean of the orders.
-        self.preferred = 0
+        #: Pairs with a verdict, and those of them whose chosen answer got more than half, mean of the orders.
+        self.verdicts, self.preferred = 0, 0
 
     def run(self, blocks: Iterable[Block], *, window: int) -> None:
         """Judge the pairs of `blocks`, at least `window` at a time; call it once."""
-        engine = self._judge.engine
-        prepared = windows(blocks, self._judge.builder, least=window, enough=engine.window_tokens)
+        prepared = windows(blocks, self._source, least=window, enough=self._source.window_tokens)
         with self._behind as behind, Ahead(prepared) as ahead:
             for ready in ahead:
                 behind.put(self._judge_window(ready))
@@ -66,12 +65,11 @@ class Judging:
 
     def _judge_window(self, window: Block) -> _Judged:
         if not window.pairs:
-            return _Judged(window=window, readings=[], judging=0.0)
+            return _Judged(window=window, found=[], judging=0.0)
         if self._began is None:
             self._began = time.perf_counter()
-        prompts = [prompt for both in window.prompts for prompt in both]
-        readings = self._judge.engine.read(prompts, self._judge.layers, self._judge.verdict_ids)
-        return _Judged(window=window, readings=readings, judging=time.perf_counter() - self._began)
+        found = self._source.read(window.items)
+        return _Judged(window=window, found=found, judging=time.perf_counter() - self._began)
 
     def _keep(self, judged: _Judged) -> None:
         """Write a window's rows and rejects, and count it; in the thread behind."""
@@ -89,14 +87,14 @@ class Judging:
         )
         if not window.pairs:
             return
-        for i, (pair, both) in enumerate(zip(window.pairs, window.prompts, strict=True)):
-            readings = (judged.readings[2 * i], judged.readings[2 * i + 1])
-            row = make_row(pair, both, readings, self._judge.layers, include_text=self._writer.include_text)
-            self._writer.add(row)
-            self.preferred += (row.judge_prob_cr + row.judge_prob_rc) / 2 > 0.5
-            self._count(seen=1, written=1, truncated=int(row.truncated), tokens=sum(len(prompt.ids) for prompt in both))
-        prompts = [prompt for both in window.prompts for prompt in both]
-        flops = self._judge.engine.flops(prompts, self._judge.layers, verdict=self._judge.verdict_ids is not None)
+        for pair, item, found in zip(window.pairs, window.items, judged.found, strict=True):
+            row = self._source.row(pair, item, found)
+            self._writer.add(_with_texts(row, pair) if self._writer.include_text else row)
+            preference = (row.judge_prob_cr + row.judge_prob_rc) / 2
+            self.verdicts += not math.isnan(preference)
+            self.preferred += preference > 0.5
+            self._count(seen=1, written=1, truncated=int(row.truncated), tokens=self._source.size(item))
+        flops = self._source.flops(window.items)
         self.counts = replace(
             self.counts, judging=judged.judging, before=before, flops=self.counts.flops + (flops or 0.0)
         )
@@ -115,3 +113,8 @@ class Judging:
     def final(self) -> AnnotateProgress:
         """The counts with the time up to now."""
         return replace(self.counts, seconds=time.perf_counter() - self._started)
+
+
+def _with_texts(row: WeightRow, pair: Pair) -> WeightRow:
+    prompt = tuple((message.role, message.content) for message in pair.prompt)
+    return replace(row, prompt=prompt, chosen_text=pair.chosen, rejected_text=pair.rejected)

@@ -24,8 +24,6 @@ def make_row(
     prompts: tuple[JudgePrompt, JudgePrompt],
     readings: tuple[Reading, Reading],
     layers: Sequence[int],
-    *,
-    include_text: bool = False,
 ) -> WeightRow:
     """The cache row of one pair from its prompts and readings in the orders "cr" and "rc".
 
@@ -56,9 +54,6 @@ def make_row(
         order_agreement_chosen=order_agreement(*both[deepest]["chosen"]),
         order_agreement_rejected=order_agreement(*both[deepest]["rejected"]),
         truncated=prompts[0].truncated or prompts[1].truncated,
-        prompt=tuple((m.role, m.content) for m in pair.prompt) if include_text else None,
-        chosen_text=pair.chosen if include_text else None,
-        rejected_text=pair.rejected if include_text else None,
     )
 
 

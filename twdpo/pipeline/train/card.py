@@ -202,8 +202,9 @@ def _data(facts: RunFacts) -> Iterable[str]:
     revision = f", revision {recipe.judge_revision}" if recipe.judge_revision else ""
     yield f"token weights: {recipe.source}, judge {judge or 'unknown'}{revision}"
     yield f"fingerprint of the weights' recipe: `{manifest.fingerprint}`"
+    fixed = config.sink_fix and manifest.has_sink
     yield (
-        f"read with attention source {config.attn_source}, sink fix {'on' if config.sink_fix else 'off'}, "
+        f"read with attention source {config.attn_source}, sink fix {'on' if fixed else 'off'}, "
         f"uncovered tokens {config.uncovered}, uniform mix {config.uniform_mix:g}, missing pairs {config.missing}"
     )
 

@@ -70,7 +70,10 @@ class Joiner:
         self.cache = cache
         self._renderer = renderer
         self._rules = WeightRules(
-            layers=cache.layers, sink_fix=config.sink_fix, uniform_mix=config.uniform_mix, uncovered=config.uncovered
+            layers=cache.layers,
+            sink_fix=config.sink_fix and cache.manifest.has_sink,
+            uniform_mix=config.uniform_mix,
+            uncovered=config.uncovered,
         )
 
     def join(self, pairs: Sequence[tuple[Pair, bool]]) -> list[Example | str]:

@@ -111,7 +111,7 @@ def test_errors_travel_and_are_raised_as_themselves(job: Job, tmp_path: Path) ->
 def test_rates_of_several_workers_are_over_the_clock_and_peaks_add_up() -> None:
     def said(worker: str, **counts: Any) -> dict[str, Any]:
         full = {"total": None, "seen": counts.get("written", 0) + counts.get("cached", 0), **counts}
-        return {"worker": worker, "counts": full, "reasons": {}, "preferred": 0}
+        return {"worker": worker, "counts": full, "reasons": {}, "preferred": 0, "verdicts": 0}
 
     reduced = Reduced(AnnotateProgress(total=100))
     reduced.add(said("a", cached=50, peak_flops=10.0), 1.0)

@@ -41,6 +41,7 @@ class Reduced:
     counts: AnnotateProgress
     reasons: Counter[str] = field(default_factory=Counter)
     preferred: int = 0
+    verdicts: int = 0
     _began: float | None = None
     _peaks: dict[str, float | None] = field(default_factory=dict)
 
@@ -63,6 +64,7 @@ class Reduced:
         )
         self.reasons.update(said["reasons"])
         self.preferred += said["preferred"]
+        self.verdicts += said["verdicts"]
 
 
 def run_on_ray(

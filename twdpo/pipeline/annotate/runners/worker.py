@@ -17,12 +17,11 @@ from typing import Any
 from twdpo.errors import TwdpoError
 from twdpo.pipeline.annotate.blocks import WINDOW, Block, blocks
 from twdpo.pipeline.annotate.config import AnnotateConfig
-from twdpo.pipeline.annotate.judge import Judge
 from twdpo.pipeline.annotate.judging import Judging
 from twdpo.pipeline.annotate.opening import open_cache
-from twdpo.pipeline.annotate.prompt import load_template
 from twdpo.pipeline.annotate.selection import Selection
 from twdpo.pipeline.annotate.shard import Shard
+from twdpo.pipeline.annotate.sources import open_source
 from twdpo.weights_cache import Manifest
 from twdpo.weights_cache.manifest import DATA
 from twdpo.weights_cache.schema import KEY
@@ -72,7 +71,7 @@ def read_blocks(_row: dict[str, Any], job: Job) -> Iterator[dict[str, bytes]]:
 
 
 class Worker:
-    """A judge that is loaded once, and its own way into the cache."""
+    """A weight source that is loaded once, and its own way into the cache."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
@@ -89,8 +88,8 @@ class Worker:
 
     def _load(self) -> None:
         config = self._job.enter()
-        self._judge = Judge.load(config, load_template(config.judge_template), None, None)
-        self._writer = open_cache(config, self._judge, self._job.source)
+        self._source = open_source(config)
+        self._writer = open_cache(config, self._source, self._job.source)
 
     def _answer(self, block: Block | dict[str, Any]) -> dict[str, Any]:
         if isinstance(block, dict):
@@ -107,7 +106,7 @@ class Worker:
         new = [pair for pair in block.pairs if pair.example_hash not in self._writer.done]
         block.cached += len(block.pairs) - len(new)
         block.pairs = new
-        judging = Judging(self._judge, self._writer, dataset=self._job.config.dataset, total=None)
+        judging = Judging(self._source, self._writer, dataset=self._job.config.dataset, total=None)
         judging.run([block], window=WINDOW)
         self._writer.flush()
         return {
@@ -115,6 +114,7 @@ class Worker:
             "counts": asdict(judging.final),
             "reasons": dict(judging.reasons),
             "preferred": judging.preferred,
+            "verdicts": judging.verdicts,
         }
 
 
