@@ -74,8 +74,9 @@ class Arm:
     @property
     def training(self) -> dict[str, Any]:
         """What of it stage two is told."""
-        names = ("attn_source", "sink_fix", "uniform_mix", "uncovered", "loss")
-        return {name: getattr(self, name) for name in names}
+        names = ("attn_source", "sink_fix", "uniform_mix", "uncovered")
+        told = {name: getattr(self, name) for name in names}
+        return told if self.loss == "twdpo" else told | {"loss": self.loss}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
@@ -171,7 +171,10 @@ def open_policy(model: str, training: TrainConfig) -> TokenLogps:
 
 
 def _fingerprint(training: TrainConfig, digest: str) -> str:
-    """What decides the numbers of a run: settings, pairs, weights."""
-    deciding = {name: value for name, value in asdict(training).items() if name not in FREE_ON_RESUME}
-    del deciding["weights"]
+    """What decides the numbers of a run: settings, pairs, weights. Defaults are left out, so that new ones change none."""
+    deciding = {
+        field.name: value
+        for field in fields(training)
+        if field.name not in FREE_ON_RESUME | {"weights"} and (value := getattr(training, field.name)) != field.default
+    }
     return hashlib.sha256(json.dumps([deciding, digest], sort_keys=True).encode()).hexdigest()[:16]
