@@ -17,6 +17,7 @@ from hypothesis import settings
 from tests.fixtures.tiny_models import save_tiny, tiny_tokenizer
 from twdpo.pipeline.tokens import LiteralTokenizer
 from twdpo.pipeline.train import TrainConfig
+from twdpo.pipeline.train.processes import Alone
 from twdpo.preferences import Pair, load, resolve
 from twdpo.weights_cache import CacheWriter, Recipe, SideWeights, WeightRow
 
@@ -36,16 +37,6 @@ def stored_weights(text: str, seed: int = 0) -> SideWeights:
     raw = {layer: rng.random(len(tokens)) + 0.01 for layer in LAYERS}
     weights = {layer: (w / w.mean()).astype(np.float32) for layer, w in raw.items()}
     return SideWeights(starts=tokens.starts, ends=tokens.ends, weights=weights)
-
-
-class Alone:
-    """The only process of a run."""
-
-    rank, count = 0, 1
-
-    def collect(self, items: Sequence[Item]) -> list[Item]:
-        """There are no others."""
-        return list(items)
 
 
 class Together:

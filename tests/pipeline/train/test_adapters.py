@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.fixtures.tiny_models import FAMILIES, save_tiny, tiny_model, tiny_tokenizer
-from tests.pipeline.train.conftest import Alone, World
+from tests.pipeline.train.conftest import World
 from tests.pipeline.train.runs import records, same_tensors
 from tests.pipeline.train.test_reference import Counting, compute
 from twdpo.errors import Interrupted, ModelError, TrainingError, UsageError
@@ -29,6 +29,7 @@ from twdpo.pipeline.models import LoadedModel, four_bit, load_model
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.adapters import Policy, adapters_off, add_adapters, refuse_early
 from twdpo.pipeline.train.logps import TokenLogps
+from twdpo.pipeline.train.processes import Alone
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.resident import ResidentFeed
 from twdpo.weights_cache import WeightsCache

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from tests.fixtures.tiny_models import tiny_tokenizer
-from tests.pipeline.train.conftest import Alone, World
+from tests.pipeline.train.conftest import World
 from twdpo.errors import DataError, MissingRows, UsageError
 from twdpo.pipeline.train import TrainProgress
 from twdpo.pipeline.train.data import Example
+from twdpo.pipeline.train.processes import Alone
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.resident import ResidentFeed
 from twdpo.preferences import Pair

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.fixtures.tiny_models import tiny_tokenizer
-from tests.pipeline.train.conftest import Alone, World, in_ranks
+from tests.pipeline.train.conftest import World, in_ranks
 from twdpo.errors import DataError, MissingRows, UsageError
 from twdpo.pipeline.train import TrainProgress
 from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.feed import Feed, Portion, open_feed
+from twdpo.pipeline.train.processes import Alone
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.sorting import Sorter
 from twdpo.pipeline.train.streamed import StreamedFeed

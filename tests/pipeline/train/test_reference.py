@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from tests.fixtures.tiny_models import tiny_tokenizer
-from tests.pipeline.train.conftest import Alone, World
+from tests.pipeline.train.conftest import World
 from twdpo.errors import CacheCorrupt, Interrupted
 from twdpo.pipeline.models import LoadedModel, load_model
 from twdpo.pipeline.train import TrainProgress
 from twdpo.pipeline.train.data import Example, Side
 from twdpo.pipeline.train.layouts import collate
 from twdpo.pipeline.train.logps import TokenLogps
+from twdpo.pipeline.train.processes import Alone
 from twdpo.pipeline.train.ranks import Ranks
 from twdpo.pipeline.train.reference import open_store, read_reference, reference_logps
 from twdpo.pipeline.train.render import Renderer

@@ -171,7 +171,7 @@ def open_policy(model: str, training: TrainConfig) -> TokenLogps:
 
 
 def _fingerprint(training: TrainConfig, digest: str) -> str:
-    """What decides the numbers of a run: settings, pairs, weights. Defaults are left out, so that new ones change none."""
+    """What decides the numbers of a run: settings, pairs, weights. Defaults are left out: new ones change none."""
     deciding = {
         field.name: value
         for field in fields(training)

@@ -1,0 +1,83 @@
+"""A comparison's file: what it means, and what is wrong with it in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from twdpo.errors import UsageError
+from twdpo.evaluate.compare import load_config
+
+GOOD = "dataset: pairs.jsonl\narms: {attention: {}}\n"
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "compare.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_dpo_is_added_and_stands_first(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, GOOD))
+    assert [(arm.name, arm.source, arm.uncovered) for arm in config.expanded] == [
+        ("dpo", "uniform", "one"),
+        ("attention", "attention", "zero"),
+    ]
+
+
+def test_lists_are_multiplied_out(tmp_path: Path) -> None:
+    text = (
+        "dataset: d\nbaseline: a-uncovered=one-sink_fix=True\n"
+        "arms: {a: {uncovered: [zero, one], sink-fix: [true, false], attn_source: mean}}\n"
+    )
+    arms = load_config(write(tmp_path, text)).expanded
+    assert [(arm.uncovered, arm.sink_fix, arm.attn_source) for arm in arms] == [
+        ("one", True, "mean"),
+        ("zero", True, "mean"),
+        ("zero", False, "mean"),
+        ("one", False, "mean"),
+    ]
+
+
+def test_numbers_as_yaml_reads_them(tmp_path: Path) -> None:
+    text = GOOD + "betas: [1e-1, 0.01, 1]\ntrain: {learning_rate: 1e-5, eval_split: 20}\n"
+    config = load_config(write(tmp_path, text), out="elsewhere")
+    assert config.betas == (0.01, 0.1, 1)
+    training = config.train_config(config.expanded[1], weights="w", out="o", beta=0.1, seed=5)
+    assert (training.learning_rate, training.eval_split, training.seed, training.split_seed) == (1e-5, "20", 5, 0)
+    assert config.out == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("- a\n", "expected dataset:, arms:"),
+        ("arms: {attention: {}}\n", "dataset is missing"),
+        ("dataset: d\n", "arms is missing"),
+        ("dataset: d\narms: [attention]\n", "arms must be dict"),
+        ("dataset: d\narms: {attention: zero}\n", "attention must be settings such as"),
+        ("dataset: d\narms: {a/b: {}}\n", "'a/b' names a folder"),
+        ("dataset: d\narms: {a: {uncoverd: one}}\n", "did you mean uncovered?"),
+        ("dataset: d\narms: {a: {uncovered: maybe}}\n", "--uncovered maybe is not known"),
+        ("dataset: d\narms: {dpo: {source: uniform}}\n", "nothing to compare"),
+        (GOOD + "baseline: sft\n", "baseline: sft is no arm; there are attention"),
+        (GOOD + "betas: []\n", "betas is empty"),
+        (GOOD + "betas: [0.1, 0]\n", "must be numbers above 0"),
+        (GOOD + "betas: [a]\n", "must be numbers above 0"),
+        (GOOD + "betas: [0.1, 0.1]\n", "names one twice"),
+        (GOOD + "seeds: [-1]\n", "must be whole numbers from 0 on"),
+        (GOOD + "resamples: 5\n", "the least is 100"),
+        (GOOD + "train: {beta: 0.1}\n", "train: beta is decided by the comparison; set it with betas: at the top"),
+        (GOOD + "train: {learning_rat: 1}\n", "did you mean learning_rate?"),
+        (GOOD + "annotate: {out: x}\n", "annotate: out is decided by the comparison"),
+        (GOOD + "annotate: {dtype: int8}\n", "--dtype int8 is not known"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path, text)
+    with pytest.raises(UsageError) as raised:
+        load_config(file)
+    assert said in str(raised.value)
+    assert str(raised.value).startswith(file)
+    assert "\n" not in str(raised.value)

@@ -1,0 +1,157 @@
+"""Comparisons of tiny models from end to end: the same pairs, the same summed weight, gone on with, reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.fixtures.tiny_models import save_tiny
+from twdpo import cli
+from twdpo.errors import Interrupted, UsageError
+from twdpo.evaluate.compare import CompareConfig, Comparison, Watch, compare
+from twdpo.evaluate.compare.runs import RunResult
+
+PAIRS = 24
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model, and pairs."""
+    folder = tmp_path_factory.mktemp("compare")
+    save_tiny(folder / "model", "llama")
+    (folder / "template.txt").write_text("{question} A: {answer_a} B: {answer_b} The better one?")
+    rows = [
+        {"prompt": f"What is {i} plus {i}?", "chosen": f"It is {2 * i}, of course.", "rejected": f"Maybe {i}1 or so."}
+        for i in range(PAIRS)
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def settings(world: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        "dataset": str(world / "pairs.jsonl"),
+        "model": str(world / "model"),
+        "out": str(world / "comparison"),
+        "betas": (0.1, 1.0),
+        "seeds": (1,),
+        "resamples": 200,
+        # With even weights on every token, attention is DPO.
+        "arms": {"attention": {}, "even": {"uniform_mix": 1.0, "uncovered": "one"}},
+        "annotate": {"max_length": 512, "judge_template": str(world / "template.txt")},
+        "train": {"eval_split": "8", "batch_size": 8, "learning_rate": 3e-3, "max_length": 256, "device": "cpu"},
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def done(world: Path) -> Comparison:
+    return compare(CompareConfig(**settings(world)))
+
+
+def run_file(world: Path, arm: str, beta: str, seed: int) -> Path:
+    return world / "comparison" / "runs" / arm / f"beta-{beta}" / f"seed-{seed}" / "run.json"
+
+
+def test_every_arm_is_run_at_every_beta_and_seed(world: Path, done: Comparison) -> None:
+    assert (done.runs, done.executed, done.seeds) == (6, 6, (1,))
+    assert done.frontier is not None
+    assert {arm for arm, _ in done.frontier.points} == {"dpo", "attention", "even"}
+    assert all(path.is_file() for path in done.files)
+    # Only what was measured is kept.
+    assert not list((world / "comparison" / "runs").rglob("*.safetensors"))
+
+
+def test_even_weights_are_dpo_to_the_last_bit(world: Path, done: Comparison) -> None:
+    for beta in ("0.1", "1"):
+        one, two = (RunResult.load(run_file(world, arm, beta, 1)) for arm in ("dpo", "even"))
+        assert one.figures.hashes == two.figures.hashes
+        assert len(one.figures) == 8
+        np.testing.assert_array_equal(one.figures.margins, two.figures.margins)
+        np.testing.assert_array_equal(one.figures.kl, two.figures.kl)
+        assert abs(one.figures.margins).max() > 0.01
+    attention = RunResult.load(run_file(world, "attention", "0.1", 1))
+    assert not np.array_equal(attention.figures.margins, one.figures.margins)
+
+
+def test_weights_are_scaled_to_the_summed_weight_of_dpo(world: Path, done: Comparison) -> None:
+    """Attention weighs n tokens n, and leaves out the end of turn, which DPO weighs 1."""
+    content = json.loads((world / "comparison" / "comparison.json").read_text())
+    arms = {arm["name"]: arm for arm in content["arms"]}
+    assert arms["dpo"]["scale"] == 1
+    assert arms["even"]["scale"] == pytest.approx(1, abs=1e-7)
+    figures = RunResult.load(run_file(world, "attention", "0.1", 1)).figures
+    tokens, answers = figures.tokens.sum(), 2 * len(figures)
+    # The held-out answers are as long as the others, give or take a token.
+    assert arms["attention"]["scale"] == pytest.approx(tokens / (tokens - 2 * answers), rel=0.05)
+    run = RunResult.load(run_file(world, "attention", "0.1", 1))
+    assert run.trained_beta == pytest.approx(0.1 * arms["attention"]["scale"])
+
+
+def test_a_second_call_does_only_what_is_missing(world: Path, done: Comparison) -> None:
+    path = run_file(world, "attention", "1", 1)
+    before = RunResult.load(path)
+    path.unlink()
+    again = compare(CompareConfig(**settings(world)))
+    assert again.executed == 1
+    np.testing.assert_array_equal(RunResult.load(path).figures.margins, before.figures.margins)
+    fewer = compare(CompareConfig(**settings(world, betas=(0.1,))))
+    assert (fewer.executed, fewer.seeds) == (0, (1,))
+
+
+def test_ctrl_c_keeps_finished_runs(world: Path, done: Comparison) -> None:
+    class Stops(Watch):
+        def ran(self, result: RunResult) -> None:
+            raise KeyboardInterrupt
+
+    config = CompareConfig(**settings(world, out=str(world / "stopped"), weights=str(attention(world))))
+    with pytest.raises(Interrupted, match="run the same command again"):
+        compare(config, Stops())
+    with pytest.raises(Interrupted):
+        compare(config, Stops())
+    assert len(list((world / "stopped").rglob("run.json"))) == 2
+    assert not (world / "stopped" / "comparison.md").exists()
+    assert not (world / "stopped" / "caches" / "attention").exists()
+
+
+def attention(world: Path) -> Path:
+    return world / "comparison" / "caches" / "attention"
+
+
+def test_weights_of_other_pairs_are_refused(world: Path, done: Comparison, tmp_path: Path) -> None:
+    rows = (world / "pairs.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "pairs.jsonl").write_text(
+        "".join(rows[:-4]) + json.dumps({"prompt": "p", "chosen": "c", "rejected": "r"})
+    )
+    config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)))
+    with pytest.raises(UsageError, match="are they|are .* of the same pairs"):
+        compare(CompareConfig(**config | {"dataset": str(tmp_path / "pairs.jsonl")}))
+
+
+def test_a_folder_of_something_else_is_left_alone(world: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UsageError, match="holds no comparison"):
+        compare(CompareConfig(**settings(world, out=str(tmp_path))))
+
+
+def test_the_command_prints_the_result_and_its_files(
+    world: Path, done: Comparison, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import yaml
+
+    file = tmp_path / "compare.yaml"
+    content = {k: list(v) if isinstance(v, tuple) else v for k, v in settings(world).items()}
+    file.write_text(yaml.safe_dump(content))
+    assert cli.main(["compare", str(file)]) == 0
+    out, err = capsys.readouterr()
+    assert "attention, at equal KL" in out
+    assert str(world / "comparison" / "comparison.md") in out
+    assert "0 of 6 runs to do" in err
+    text = (world / "comparison" / "comparison.md").read_text()
+    assert text.count("| even | 0.1 |") == 2  # where it stands, and its difference
+    assert "+0.00 [+0.00, +0.00]" in text
+    assert cli.main(["compare", str(tmp_path / "absent.yaml")]) == 2
+    assert capsys.readouterr().err.strip().endswith("absent.yaml: no such file")
