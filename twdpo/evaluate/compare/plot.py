@@ -41,6 +41,7 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
     if not has_matplotlib():
         return ()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     arms = list(dict.fromkeys(arm for arm, _ in found.points))
     with plain_style():
@@ -61,6 +62,9 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
             for place, arm in enumerate(arms):
                 _line(axes, found, arm, metric, factor, place, is_baseline=arm == baseline)
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("KL from the reference, nats a token")
             axes.set_ylabel(label)
         handles, labels = panels[0].get_legend_handles_labels()
