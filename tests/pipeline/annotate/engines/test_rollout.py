@@ -49,15 +49,11 @@ def test_without_the_verdict_it_stops_early_with_the_same_rows() -> None:
 
 def test_two_layers_of_even_attention_by_hand() -> None:
     """Query t sees t + 1 keys evenly: A' of three positions, twice."""
-    even = Kept(
-        query_HTD=torch.zeros(1, 3, 2), key_KTD=torch.zeros(1, 3, 2), mask=None, scores=Scores(scale=1.0)
-    )
+    even = Kept(query_HTD=torch.zeros(1, 3, 2), key_KTD=torch.zeros(1, 3, 2), mask=None, scores=Scores(scale=1.0))
     rows = rollout_rows({0: even, 1: even}, (0, 1), scores_at_once=3)
     # A' has the rows (1, 0, 0), (1/4, 3/4, 0) and (1/6, 1/6, 2/3).
     np.testing.assert_allclose(rows[0].numpy(), [1 / 6, 1 / 6, 2 / 3], rtol=1e-6)
-    np.testing.assert_allclose(
-        rows[1].numpy(), [1 / 6 + 1 / 24 + 1 / 9, 1 / 8 + 1 / 9, 4 / 9], rtol=1e-6
-    )
+    np.testing.assert_allclose(rows[1].numpy(), [1 / 6 + 1 / 24 + 1 / 9, 1 / 8 + 1 / 9, 4 / 9], rtol=1e-6)
 
 
 def test_a_learned_sink_takes_its_part() -> None:

@@ -22,9 +22,7 @@ GOOD, BAD = "Be right.", "Be wrong, and rude."
 
 
 def contraster(*, max_length: int = 400, chat_template: str | None = CHATML) -> Contraster:
-    return Contraster(
-        tiny_tokenizer(chat_template), positive=GOOD, negative=BAD, max_length=max_length, arguments={}
-    )
+    return Contraster(tiny_tokenizer(chat_template), positive=GOOD, negative=BAD, max_length=max_length, arguments={})
 
 
 def pair(*turns: tuple[str, str], chosen: str = "Yes, it is.", rejected: str = "no") -> Pair:
