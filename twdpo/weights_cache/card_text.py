@@ -158,10 +158,12 @@ def render_card(facts: CardFacts) -> str:
 
 def _title(manifest: Manifest) -> str:
     names = ", ".join(dict.fromkeys(_source_name(source) for source in manifest.sources))
-    judge = manifest.recipe.judge_model
+    recipe = manifest.recipe
+    judge = recipe.judge_model if recipe.has_model else ""
     if judge.startswith(("/", ".", "~")):
         judge = PurePath(judge).name
-    return f"Token weights for {names or 'preference pairs'}" + (f", judged by {judge}" if judge else "")
+    title = f"Token weights for {names or 'preference pairs'}" + (f", judged by {judge}" if judge else "")
+    return title if recipe.source in ("attention", "rollout") or judge == "" else f"{title} ({recipe.source})"
 
 
 def _how(recipe: Recipe) -> str:

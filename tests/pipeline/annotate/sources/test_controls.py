@@ -104,6 +104,7 @@ def test_a_base_of_another_source_is_named_in_the_recipe(run: Run, tmp_path: Pat
     run("out", source="shuffled", base=str(tmp_path / "position"))
     recipe = Manifest.load(tmp_path / "out").recipe
     assert recipe.source_options == {"seed": 0, "of": "position", "of_options": {"gamma": 0.9}}
+    assert not Manifest.load(tmp_path / "out").has_sink
     with pytest.raises(UsageError, match="its weights are shuffled already; name what it was made of"):
         run("twice", source="random", base=str(tmp_path / "out"))
 

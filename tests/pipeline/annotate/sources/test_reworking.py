@@ -6,7 +6,7 @@ import collections
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from twdpo.pipeline.annotate.sources.reworking import draws, permutation, random_bits, resampled, shuffled
@@ -28,6 +28,7 @@ def bits(n: int, seed: int, key: str = KEY, side: str = "chosen") -> np.ndarray:
     return random_bits(n, seed=seed, example_hash=key, side=side)
 
 
+@settings(deadline=None)
 @given(numbers, seeds)
 def test_shuffling_keeps_the_weights_and_the_first_before_and_after_the_sink_fix(
     values: list[float], seed: int
@@ -40,6 +41,7 @@ def test_shuffling_keeps_the_weights_and_the_first_before_and_after_the_sink_fix
     np.testing.assert_allclose(np.sort(sink_fix(moved)), np.sort(sink_fix(weights)), rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(numbers, seeds)
 def test_drawing_keeps_the_sum_and_the_first_and_takes_only_what_is_there(values: list[float], seed: int) -> None:
     weights = round_mantissa(mean_one(values))
@@ -55,6 +57,7 @@ def test_drawing_keeps_the_sum_and_the_first_and_takes_only_what_is_there(values
         assert np.all(nearest <= 1e-4 * (1 + weights.max()))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 30), seeds)
 def test_all_layers_are_reworked_alike(n: int, seed: int) -> None:
     place = np.arange(n, dtype=np.float32)

@@ -83,6 +83,9 @@ def test_what_is_too_long_loses_old_turns_then_the_questions_beginning() -> None
     assert "ends?" in shown
     assert len(made.starts) == 60 == made.positive.last - made.positive.first
     assert not contraster().contrast(pair(("user", "Short?")), "yes").truncated
+    # The question is of characters of several tokens each, none of which can be cut in two.
+    made = contraster(max_length=64).contrast(pair(("user", "\U0001f389" * 9)), "word " * 9)
+    assert 55 < len(made.positive.ids) <= 64 or 55 < len(made.negative.ids) <= 64
     with pytest.raises(PromptError, match="the instruction alone leaves no room"):
         contraster(max_length=16).contrast(pair(("user", "Short?")), "word " * 70)
 
