@@ -86,6 +86,19 @@ MISTAKES: list[tuple[list[str], int, str]] = [
     (["annotate", "--dataset", "demo", "--model", "pairs.jsonl"], 1, "pairs.jsonl is a file but no model"),
     (["annotate", "--dataset", "demo", "--model", "./none"], 1, "model folder './none' does not exist"),
     (["annotate", "--dataset", "demo", "--model", "no-such/model"], 1, "cannot get the"),
+    (["annotate", "--dataset", "demo", "--source", "atention"], 2, "--source atention is not known; choose one of"),
+    (["annotate", "--dataset", "demo", "--source-options", "seed=1"], 2, "--source attention has no option 'seed'"),
+    (["annotate", "--dataset", "demo", "--source", "position", "--source-options", "gamma=1.5"], 2, "gamma must be"),
+    (["annotate", "--dataset", "demo", "--source", "random", "--source-options", "seed=-1"], 2, "seed must not be"),
+    (["annotate", "--dataset", "demo", "--base", "folder"], 2, "--base is for sources that rework a cache (shuffled"),
+    (["annotate", "--dataset", "demo", "--source", "shuffled", "--base", "folder"], 1, "folder is no weights cache"),
+    (["annotate", "--dataset", "demo", "--source", "shuffled", "--base", "x", "--layers", "1"], 2, "as --base has it"),
+    (["annotate", "--dataset", "demo", "--source", "uniform", "--layers", "all"], 2, "leave --layers out"),
+    (["annotate", "--dataset", "demo", "--source", "uniform", "--engine", "vllm"], 2, "leave --engine vllm out"),
+    (["annotate", "--dataset", "demo", "--source", "rollout", "--engine", "vllm"], 2, "cannot be read in vLLM"),
+    (["annotate", "--dataset", "demo", "--source", "tis", "--source-options", "low=2"], 2, "low must be below high"),
+    (["annotate", "--dataset", "demo", "--source", "tis", "--model", "./none"], 1, "model folder './none' does not"),
+    ([*ANNOTATE, "--dataset", "demo", "--source", "rollout", "--layers", "9"], 2, "the judge has 4 layers, 0 to 3"),
     ([*ANNOTATE, "--dataset", "demo", "--device", "cuda:7"], 2, "--device cuda:7 cannot be used here"),
     ([*ANNOTATE, "--dataset", "demo", "--layers", "9"], 2, "the judge has 4 layers, 0 to 3"),
     ([*ANNOTATE, "--dataset", "demo", "--out", "folder/../pairs.jsonl"], 1, "pairs.jsonl"),
@@ -151,6 +164,34 @@ def test_annotate_some_then_train(workplace: Path, capsys: pytest.CaptureFixture
     assert "4 pairs" in shown
     assert "left out 2 × not among the pairs that were annotated" in shown
     assert (workplace / "some/model.safetensors").stat().st_mode == (workplace / "some/train.yaml").stat().st_mode
+
+
+def test_every_source_makes_a_cache_that_trains_and_shows(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the command line: a control of the cache that is there, and one that runs its own passes."""
+    plain = [*ANNOTATE, "--dataset", "pairs.jsonl"]
+    short = ["annotate", "--dataset", "pairs.jsonl", "--source", "shuffled", "--base", "weights_cache"]
+    assert main([*short, "--out", "shuffled"]) == 0
+    assert main([*plain, "--source", "rollout", "--out", "rollout", "--include-text"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weighed now 6 layers 0, 1, 2, 3" not in shown
+    assert "judge prefers chosen" in shown
+    assert "judged now 6" in shown
+    position = [*plain, "--source", "position", "--source-options", "gamma=0.9", "--out", "position"]
+    assert main(position) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "weighed now 6" in shown
+    assert "speed" not in shown
+    for name in ("shuffled", "rollout", "position"):
+        assert main(["cache", "verify", name]) == 0
+        assert main(["inspect", name, "--example", "0", "--dataset", "pairs.jsonl"]) == 0
+    for name in ("shuffled", "position"):
+        assert main([*TRAIN, "--weights", name, "--out", f"trained-{name}", "--batch-size", "6"]) == 0
+        assert "6 pairs" in capsys.readouterr().out
+    assert main(["inspect", "position"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "up to 512 tokens, layers 0, weights by position (gamma 0.9)" in shown
+    assert "after the sink fix" not in shown
+    assert "fall from token to token" in (annotated / "position/README.md").read_text()
 
 
 def test_train_an_adapter_and_go_on_from_it(annotated: Path, capsys: pytest.CaptureFixture[str]) -> None:

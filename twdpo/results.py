@@ -52,7 +52,8 @@ def table(rows: Mapping[str, Any]) -> Table:
 
 def rates(progress: AnnotateProgress) -> str:
     """How fast judging goes; nothing where nothing was judged."""
-    if progress.pairs_per_second is None:
+    # Without a model there is nothing to be fast or slow at.
+    if progress.pairs_per_second is None or not progress.tokens:
         return ""
     parts = [f"{progress.pairs_per_second:.2f} pairs/s", f"{progress.tokens_per_second:,.0f} tokens/s"]
     if progress.utilisation is not None:
@@ -66,8 +67,8 @@ def annotate_rows(result: AnnotateResult) -> dict[str, Any]:
     rows = _counted(done, result.counts, result.reasons)
     if result.shard is not None:
         rows = {"part": f"{result.shard}; {result.counts.elsewhere:,} pairs are of the others"} | rows
-    if result.counts.written:
-        rows["speed"] = rates(result.counts)
+    if speed := rates(result.counts):
+        rows["speed"] = speed
     if result.judge_accuracy is not None:
         rows["judge prefers chosen"] = f"{result.judge_accuracy:.1%}"
     return rows | _made(result)
@@ -224,7 +225,8 @@ def summary_rows(
         "effective tokens": f"{summary.effective_share:.1%} of the length "
         f"(p10 {summary.effective_share_p10:.0%}, median {summary.effective_share_p50:.0%}, "
         f"p90 {summary.effective_share_p90:.0%})",
-        "first token": f"weight {summary.first_weight:.2f}, after the sink fix {summary.first_weight_fixed:.2f}",
+        "first token": f"weight {summary.first_weight:.2f}"
+        + (f", after the sink fix {summary.first_weight_fixed:.2f}" if manifest is None or manifest.has_sink else ""),
         "weight by tenth": f"{' '.join(f'{value:.2f}' for value in summary.deciles)}\n{_bars(summary.deciles)}",
     }
 
@@ -235,8 +237,10 @@ def _made_of(manifest: Manifest) -> dict[str, Any]:
     layers = ", ".join(map(str, recipe.layers))
     if recipe.judge_model:
         revision = f" at {recipe.judge_revision[:12]}" if recipe.judge_revision else ""
-        made = f"{recipe.judge_model}{revision}, {recipe.dtype}, up to {recipe.max_length:,} tokens, layers {layers}"
+        dtype = "" if recipe.dtype == "none" else f", {recipe.dtype}"
+        made = f"{recipe.judge_model}{revision}{dtype}, up to {recipe.max_length:,} tokens, layers {layers}"
         made += "" if recipe.source == "attention" else f", weights by {recipe.source}"
+        made += _options(recipe.source_options)
     else:
         made = f"weights by {recipe.source}, no judge, layers {layers}"
     sources = [
@@ -245,6 +249,12 @@ def _made_of(manifest: Manifest) -> dict[str, Any]:
     ]
     more = f" and {len(sources) - 3} more" if len(sources) > 3 else ""
     return {"recipe": made, "sources": f"{', '.join(sources[:3])}{more}" if sources else "not stated"}
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    """A source's options in brackets; long texts are left out."""
+    shown = [f"{name} {value}" for name, value in options.items() if len(str(value)) < 20]
+    return f" ({', '.join(shown)})" if shown else ""
 
 
 def _bars(values: Sequence[float]) -> str:

@@ -9,8 +9,10 @@ import importlib.util
 import json
 import re
 import sys
+import tomllib
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ import typer
 import yaml
 
 import twdpo
+from tests.fixtures.tiny_models import save_tiny
 from tests.weights_cache.samples import LAYERS, RECIPE, make_row
 from twdpo import recipes
-from twdpo.cli import app
+from twdpo.cli import app, main
 from twdpo.config import resolve
 from twdpo.pipeline.annotate import AnnotateConfig
+from twdpo.pipeline.annotate.sources import registry
 from twdpo.pipeline.train import TrainConfig
 from twdpo.preferences import NAMED, Message, Pair, Reject, example_hash, parse_row
 from twdpo.weights_cache import (
@@ -35,6 +39,7 @@ from twdpo.weights_cache import (
     Recipe,
     SideWeights,
     WeightRow,
+    WeightsCache,
     round_mantissa,
     verify,
 )
@@ -331,6 +336,44 @@ def test_code_that_reads_a_cache_runs(
     [code] = _fences(DOCS / "cache-format.md", "python", title)
     exec(compile(code, "cache-format.md", "exec"), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_source_that_is_shown_works_as_an_installed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The class, its registration and the command of the page, as a package would bring them."""
+    page = DOCS / "sources.md"
+    [code] = _fences(page, "python", "emphasis.py")
+    [registered] = _fences(page, "toml", "pyproject.toml of your package")
+    [(group, points)] = tomllib.loads(registered)["project"]["entry-points"].items()
+    (tmp_path / "emphasis.py").write_text(code, "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    installed = [EntryPoint(name=name, value=value, group=group) for name, value in points.items()]
+    monkeypatch.setattr(
+        registry, "entry_points", lambda *, group: [point for point in installed if point.group == group]
+    )
+    row = {"prompt": "Say it", "chosen": "Yes, it is: 1!", "rejected": "..."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n", "utf-8")
+    save_tiny(tmp_path / "model")
+    command = next(
+        line for block in _fences(page, "console") for line in block.splitlines() if "--source words" in line
+    )
+    assert main([*command.split()[2:], "--model", "model"]) == 0
+    assert "weighed now" in capsys.readouterr().out
+    with WeightsCache.open(tmp_path / "weights/words") as cache:
+        [found] = cache.rows()
+        assert (cache.recipe.source, cache.recipe.source_options) == ("words", {"others": 0.0})
+    for token, weight in zip(_tokens(row["chosen"], found.chosen), found.chosen.weights[0], strict=True):
+        assert (weight > 0) == any(map(str.isalnum, token)), token
+    # Nothing in it is a word, so all weigh the same.
+    assert set(found.rejected.weights[0].tolist()) == {1.0}
+    assert main([*command.split()[2:], "--model", "model", "--source-options", "others=-1"]) == 2
+    assert "others must not be negative, and is -1" in capsys.readouterr().err
+
+
+def _tokens(text: str, side: SideWeights) -> list[str]:
+    return [text[start:end] for start, end in zip(side.starts, side.ends, strict=True)]
 
 
 def test_python_that_is_shown_is_python() -> None:

@@ -66,7 +66,7 @@ To train on them with twdpo (token-weighted DPO, [AttentionPO]({paper})):
 
 One row a pair. `example_hash` is the first 32 hex digits of SHA-256 over the canonical JSON of prompt, chosen and
 rejected: the key to the pair in its own data set. `chosen_starts` and `chosen_ends` are the characters that each token
-covers, `chosen_weights_L` its weight from layer L of the judge (mean 1 over the answer), and so for `rejected`. Layers
+covers, `chosen_weights_L` its weight{of_layer} (mean 1 over the answer), and so for `rejected`. Layers
 stored: {layers}. {texts}
 
 ## Figures
@@ -75,7 +75,7 @@ stored: {layers}. {texts}
 
 ## Recipe
 
-Fingerprint `{fingerprint}`. The weights are stored without the sink fix, which is applied when they are read.
+Fingerprint `{fingerprint}`. {sink}
 
 | field | value |
 |---|---|
@@ -92,6 +92,21 @@ Fingerprint `{fingerprint}`. The weights are stored without the sink fix, which 
 
 {sources}
 """
+
+_JUDGED = "A judge model read each pair in both orders"
+#: What a source other than attention does, in a line.
+_ABOUT_SOURCES = {
+    "rollout": "a judge model read each pair in both orders, and its attention was rolled out through all layers",
+    "uniform": "every token weighs 1",
+    "position": "weights fall from token to token by one factor (D²PO)",
+    "shuffled": "a control, the weights of another source permuted within each answer but for its first token",
+    "random": "a control, weights drawn from those of another source within each answer but for its first token",
+    "tis": "differences of a model's log-probs under two instructions (TIS-DPO)",
+}
+#: Sources whose columns are layers of a judge.
+_LAYERED = ("attention", "rollout", "shuffled", "random")
+_SINK = "The weights are stored without the sink fix, which is applied when they are read."
+_NO_SINK = "The sink fix is for weights read from attention and is not applied to these."
 
 _PAPER = "https://arxiv.org/abs/2605.21883"
 _UNFINISHED = "The run that makes it has not ended yet."
@@ -128,6 +143,8 @@ def render_card(facts: CardFacts) -> str:
         name_python=_quoted(facts.name),
         paper=_PAPER,
         train=_train(facts),
+        of_layer=" from layer L of the judge" if recipe.source in _LAYERED else "",
+        sink=_SINK if manifest.has_sink else _NO_SINK,
         layers=", ".join(str(layer) for layer in recipe.layers),
         texts="Prompts and answers are in it." if manifest.include_text else "The texts are in their own data set.",
         figures=_figures(facts),
@@ -141,16 +158,19 @@ def render_card(facts: CardFacts) -> str:
 
 def _title(manifest: Manifest) -> str:
     names = ", ".join(dict.fromkeys(_source_name(source) for source in manifest.sources))
-    judge = manifest.recipe.judge_model
+    recipe = manifest.recipe
+    judge = recipe.judge_model if recipe.has_model else ""
     if judge.startswith(("/", ".", "~")):
         judge = PurePath(judge).name
-    return f"Token weights for {names or 'preference pairs'}" + (f", judged by {judge}" if judge else "")
+    title = f"Token weights for {names or 'preference pairs'}" + (f", judged by {judge}" if judge else "")
+    return title if recipe.source in ("attention", "rollout") or judge == "" else f"{title} ({recipe.source})"
 
 
 def _how(recipe: Recipe) -> str:
-    if recipe.source != "attention":
-        return f"Weight source: `{_plain(recipe.source)}`."
-    return "A judge model read each pair in both orders;\na token's weight is the attention that it got at its verdict."
+    if recipe.source == "attention":
+        return f"{_JUDGED};\na token's weight is the attention that it got at its verdict."
+    about = _ABOUT_SOURCES.get(recipe.source)
+    return f"Weight source: `{_plain(recipe.source)}`" + (f": {about}." if about else ".")
 
 
 def _picture(picture: str | None) -> str:

@@ -55,6 +55,11 @@ class Recipe:
         for name in ("chat_template_kwargs", "source_options"):
             object.__setattr__(self, name, json.loads(json.dumps(dict(getattr(self, name)))))
 
+    @property
+    def has_model(self) -> bool:
+        """Whether a model was run; of one that was not, only the tokenizer was used."""
+        return bool(self.judge_model) and self.dtype != "none"
+
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON types; those that old caches lack are left out while they hold their default."""
         content = {**asdict(self), "orders": list(self.orders), "layers": list(self.layers)}

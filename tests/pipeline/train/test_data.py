@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from twdpo.pipeline.train.processes import Alone
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.resident import ResidentFeed
 from twdpo.preferences import Pair
-from twdpo.weights_cache import CacheWriter, WeightsCache
+from twdpo.weights_cache import CacheWriter, Manifest, WeightsCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +67,16 @@ def test_every_pair_is_trained_on_or_held_out(world: World) -> None:
         for side in (example.chosen, example.rejected):
             assert len(side.weights) == len(side.ids) - side.prompt_length
             assert 0 < side.weights.sum() == pytest.approx(np.count_nonzero(side.weights), rel=1e-3)
+
+
+def test_the_sink_fix_leaves_weights_without_a_sink_alone(world: World) -> None:
+    manifest = Manifest.load(world.weights)
+    fixed = {each.example_hash: each.chosen.weights for each in joined(world).train}
+    replace(manifest, defaults={**manifest.defaults, "sink_fix": False}).save(world.weights)
+    for each in joined(world).train:
+        assert not np.array_equal(each.chosen.weights, fixed[each.example_hash])
+    unfixed = {each.example_hash: each.chosen.weights for each in joined(world, sink_fix=False).train}
+    assert all(np.array_equal(each.chosen.weights, unfixed[each.example_hash]) for each in joined(world).train)
 
 
 def test_held_out_pairs_depend_on_text_and_seed_only(world: World) -> None:

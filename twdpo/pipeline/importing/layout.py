@@ -36,6 +36,8 @@ class Layout(ABC):
     name: str
     columns: tuple[str, ...]
     recipe: Recipe
+    #: Whether weight collects on an answer's first token, as attention does, so that stage two's sink fix has a place.
+    has_sink = True
 
     @abstractmethod
     def weights(self, row: Row, pair: Pair) -> PairWeights:

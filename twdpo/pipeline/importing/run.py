@@ -78,7 +78,11 @@ def import_weights(
         Path(config.out),
         layout.recipe,
         dataset={key: value for key, value in source.items() if value is not None},
-        defaults={"attn_source": str(layout.recipe.layers[-1]), **({"policy_model": judge} if judge else {})},
+        defaults={
+            "attn_source": str(layout.recipe.layers[-1]),
+            **({"policy_model": judge} if judge else {}),
+            **({} if layout.has_sink else {"sink_fix": False}),
+        },
         include_text=config.include_text,
     ) as writer:
         write_file(Path(config.out) / "import.yaml", to_yaml(config).encode())

@@ -51,6 +51,7 @@ class TisDpo(Layout):
 
     name = "tis"
     columns = ("chosen_weight", "rejected_weight")
+    has_sink = False
 
     def __init__(
         self, columns: Sequence[str], *, tokenizer: Callable[[], Any], judge_model: str | None, log_ratios: bool

@@ -200,7 +200,8 @@ def _data(facts: RunFacts) -> Iterable[str]:
     yield f"{facts.pairs:,} pairs trained on, {facts.heldout:,} held out (`{config.eval_split}`)"
     judge = Path(recipe.judge_model).name if recipe.judge_model.startswith((".", "/", "~")) else recipe.judge_model
     revision = f", revision {recipe.judge_revision}" if recipe.judge_revision else ""
-    yield f"token weights: {recipe.source}, judge {judge or 'unknown'}{revision}"
+    by = "judge" if recipe.has_model or not judge else "on the tokens of"
+    yield f"token weights: {recipe.source}, {by} {judge or 'unknown'}{revision}"
     yield f"fingerprint of the weights' recipe: `{manifest.fingerprint}`"
     fixed = config.sink_fix and manifest.has_sink
     yield (

@@ -207,7 +207,7 @@ HELP = {
     "out": "Folder for the trained model, its metrics and checkpoints.",
     "limit": "Train on the first so many pairs only.",
     "attn_source": "Whose attention to use: last (the deepest stored layer), a layer (29), mean, or mean:7,15.",
-    "sink_fix": "Give each answer's first token, where attention collects, the mean weight.",
+    "sink_fix": "Give the first token of each answer, where attention collects, the mean weight; see docs/sources.md.",
     "uncovered": "Weight of tokens that the judge did not see (end of turn, cut tail): zero or one.",
     "uniform_mix": "Share of even weights mixed in: 0 is the cached weights alone, 1 is plain DPO on what was judged.",
     "missing": "What to do with pairs that the cache lacks: error, drop or uniform.",

@@ -73,6 +73,17 @@ def test_blocks_through_two_workers_make_what_one_run_makes(job: Job, tmp_path: 
     assert reduced.reasons == {"the chosen answer is empty": 1}
 
 
+def test_a_source_without_a_model_runs_there_too(job: Job, tmp_path: Path) -> None:
+    config = replace(job.config, source="position", source_options="gamma=0.9")
+    annotate(replace(config, out=str(tmp_path / "whole")))
+    worker, reduced = Worker(replace(job, config=config)), Reduced(AnnotateProgress(total=22))
+    for number, content in enumerate(read(job)):
+        [said] = ask(worker, content)
+        reduced.add(said, float(number))
+    assert_weights_agree(tmp_path / "out", tmp_path / "whole")
+    assert (reduced.counts.written, reduced.verdicts) == (20, 0)
+
+
 def test_a_reading_done_again_gives_the_same_blocks_whatever_was_finished_since(job: Job, tmp_path: Path) -> None:
     first = read(job)
     [said] = ask(Worker(job), first[0])

@@ -58,7 +58,7 @@ class WeightSource(ABC, Generic[Item, Found]):
     #: Options of stage one that say nothing to it and are refused rather than ignored.
     refuses: ClassVar[tuple[str, ...]] = ()
     #: Whether weight collects on an answer's first token for no reason of content, which stage two's sink fix undoes.
-    has_sink: ClassVar[bool] = False
+    has_sink: bool = False
 
     #: All that decides the numbers; its `source` is the name under which this class is registered.
     recipe: Recipe

@@ -141,10 +141,13 @@ class Contraster:
     def _shorter(self, turns: list[Message], excess: int) -> list[Message]:
         """The turns without the oldest, or the only one without its first `excess` tokens. Raises PromptError."""
         if len(turns) > 1:
-            return turns[1:]
+            # Many chat templates want a user's turn first.
+            later = turns[1:]
+            return later[next((i for i, turn in enumerate(later) if turn.role == "user"), -1) :]
         tokens = self._literal.encode(turns[0].content)
         if not len(tokens):
             raise PromptError("the instruction alone leaves no room for the answer")
         kept = len(tokens) - excess
-        content = turns[0].content[int(tokens.starts[-kept]) :] if kept > 0 else ""
+        # A character at least: several tokens may share the first.
+        content = turns[0].content[max(int(tokens.starts[-kept]), 1) :] if kept > 0 else ""
         return [replace(turns[0], content=content)]

@@ -44,14 +44,13 @@ class ReworkedSource(WeightSource[Any, Any]):
     Options = ReworkOptions
     runs_on_vllm = True
     takes_base = True
-    has_sink = True
 
     def __init__(self, setup: Setup) -> None:
         judging = replace(setup, config=replace(setup.config, source="attention", source_options=None))
         self._base: WeightSource[Any, Any] = CachedSource(setup) if setup.config.base else AttentionSource(judging)
         self._options: ReworkOptions = setup.options
         self.recipe = _reworked(self._base.recipe, setup.config.source, self._options)
-        self.policy_model = self._base.policy_model
+        self.policy_model, self.has_sink = self._base.policy_model, self._base.has_sink
 
     @abstractmethod
     def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64]) -> dict[int, Floats]:
@@ -137,7 +136,7 @@ class CachedSource(WeightSource[WeightRow, None]):
             raise UsageError(
                 f"--model {config.model}: --base {config.base} was made with {judge or 'another'}; leave --model out"
             )
-        defaults = self._cache.manifest.defaults
+        self.has_sink, defaults = self._cache.manifest.has_sink, self._cache.manifest.defaults
         self.policy_model = str(defaults.get("policy_model") or "") or self.recipe.judge_model or None
         self._rejects = {reject.example_hash: reject.reason for reject in read_rejects(self._folder)}
 
