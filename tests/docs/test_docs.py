@@ -197,9 +197,10 @@ def test_commands_that_are_shown_can_be_typed(page: Path) -> None:
     ("page", "title", "kind"),
     [
         (DOCS / "tutorial.md", "annotate.yaml", AnnotateConfig),
+        (DOCS / "reproduce.md", "annotate.yaml", AnnotateConfig),
         (DOCS / "training.md", "train.yaml", TrainConfig),
     ],
-    ids=["annotate", "train"],
+    ids=["annotate", "annotate as published", "train"],
 )
 def test_configuration_files_that_are_shown_are_accepted(page: Path, title: str, kind: type, tmp_path: Path) -> None:
     blocks = _fences(page, "yaml", title)
