@@ -82,7 +82,7 @@ def cosine_and_ratio(gradient: Tensor, base: Tensor) -> tuple[float, float]:
     """The cosine between two vectors, and the length of the first over that of the second."""
     dot = length = base_length = 0.0
     # In pieces, so that float64 holds a piece at a time.
-    for a, b in zip(gradient.split(1 << 22), base.split(1 << 22), strict=True):
+    for a, b in zip(gradient.split(1 << 22), base.split(1 << 22), strict=True):  # type: ignore[no-untyped-call]
         a, b = a.double(), b.double()
         dot, length, base_length = dot + float(a @ b), length + float(a @ a), base_length + float(b @ b)
     return dot / (length * base_length) ** 0.5, (length / base_length) ** 0.5
@@ -110,7 +110,7 @@ def without_last(stored: SideWeights, answer: str) -> SideWeights:
 
 def read_orders(judge: Judge, pairs: Sequence[Pair]) -> list[Orders]:
     """The weights of each order by itself, and so of both."""
-    found = []
+    found: list[Orders] = []
     for pair in pairs:
         prompts = judge.builder.build(pair, "cr"), judge.builder.build(pair, "rc")
         cr, rc = judge.engine.read(prompts, judge.layers, None)
@@ -132,7 +132,7 @@ def published_in_bfloat16(judge: Judge, pairs: Sequence[Pair], model: Any) -> li
             attention[layer] = (a, b)
         return Reading(attention=attention, verdict_logits=None)
 
-    found = []
+    found: list[Orders] = []
     for pair in pairs:
         prompts = judge.builder.build(pair, "cr"), judge.builder.build(pair, "rc")
         found.append(order_weights(prompts, (read(prompts[0]), read(prompts[1])), judge.layers))
@@ -152,7 +152,7 @@ def shuffled(stored: Stored) -> Stored:
 def both(orders: Orders) -> Stored:
     """The mean of the two orders, which a cache keeps."""
     return {
-        side: replace(cr, weights={layer: (w + rc.weights[layer]) / 2 for layer, w in cr.weights.items()})
+        side: replace(cr, weights={k: ((w + rc.weights[k]) / 2).astype(np.float32) for k, w in cr.weights.items()})
         for side, (cr, rc) in orders.items()
     }
 
@@ -160,10 +160,10 @@ def both(orders: Orders) -> Stored:
 class Policy:
     """The 135M model as it is, and as it is after some steps of plain DPO on other pairs."""
 
-    def __init__(self, model: str, max_length: int) -> None:
+    def __init__(self, model: str) -> None:
         loaded = load_model(model, dtype="float32", device="cpu")
-        self.tokenizer = loaded.tokenizer
-        self.renderer = Renderer(loaded.tokenizer, max_length=max_length)
+        # Nothing is cut here: the pairs are short, and long ones are only counted.
+        self.renderer = Renderer(loaded.tokenizer, max_length=1 << 20)
         self.logps = TokenLogps(loaded.model)
         self.parameters = [p for p in self.logps.parameters() if p.requires_grad]
         self._moved: dict[str, Tensor] | None = None
@@ -207,7 +207,7 @@ class Policy:
         for rendered, reference in zip(pairs, before, strict=True):
             chosen, rejected = self.token_logps(rendered)
             optimizer.zero_grad()
-            (-logsigmoid(BETA * (chosen.sum() - rejected.sum() - reference))).backward()
+            (-logsigmoid(BETA * (chosen.sum() - rejected.sum() - reference))).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         self._moved = copy.deepcopy(self.logps.state_dict())
         self.logps.load_state_dict(start)
@@ -318,10 +318,9 @@ def suits(rendered: RenderedPair, longest: int) -> bool:
 def long_pairs(pairs: Sequence[Pair], judge: Judge, policy: Policy) -> str:
     """How many pairs the rules for long ones touch at all; nothing is run."""
     judged = trained = prompts = turns = 0
-    whole = Renderer(policy.tokenizer, max_length=1 << 20)
     for pair in pairs:
         judged += any(judge.builder.build(pair, order).truncated for order in ("cr", "rc"))
-        rendered = whole.render(pair)
+        rendered = policy.renderer.render(pair)
         trained += max(len(rendered.chosen.ids), len(rendered.rejected.ids)) > 2048
         prompts += rendered.chosen.prompt_length > 1800
         turns += len(pair.prompt) > 1
@@ -329,6 +328,27 @@ def long_pairs(pairs: Sequence[Pair], judge: Judge, policy: Policy) -> str:
         f"of {len(pairs):,} pairs: {judged} cut for the judge (2,048 tokens or more), {trained} longer than 2,048 "
         f"tokens in training, {prompts} with a prompt of more than 1,800, {turns} with several turns"
     )
+
+
+def other_judges(
+    options: argparse.Namespace, judge: Judge, pairs: Sequence[Pair]
+) -> Iterator[tuple[str, Sequence[Orders]]]:
+    """The weights of each judge that differs in precision or template; only of those that are asked for."""
+    config = AnnotateConfig(dataset=options.dataset, model=options.model, dtype="float32")
+    name = "judge in bfloat16 (`--dtype bfloat16`)"
+    if options.only in name:
+        half = Judge.load(replace(config, dtype="bfloat16"), load_template(None), None, None)
+        yield name, read_orders(half, pairs)
+        del half
+    name = "judge in bfloat16, maps and p rounded too"
+    if options.only in name:
+        eager = load_model(options.model, dtype="bfloat16", device="cpu", attn_implementation="eager").model
+        yield name, published_in_bfloat16(judge, pairs, eager)
+        del eager
+    for file in options.judge_template:
+        name = f"judge template {file.rsplit('/', 1)[-1]}"
+        if options.only in name:
+            yield name, read_orders(Judge.load(config, load_template(file), None, None), pairs)
 
 
 def main() -> None:
@@ -344,7 +364,7 @@ def main() -> None:
     every = [item for item in load(resolve(options.dataset)) if isinstance(item, Pair)]
     config = AnnotateConfig(dataset=options.dataset, model=options.model, dtype="float32")
     judge = Judge.load(config, load_template(None), None, None)
-    policy = Policy(options.model, 2048)
+    policy = Policy(options.model)
     print(describe())
     print(long_pairs(every, judge, policy), end="\n\n", flush=True)
 
@@ -354,17 +374,7 @@ def main() -> None:
     pairs = [next(short) for _ in range(options.pairs)]
     policy.move(policy.examples([next(short) for _ in range(STEPS)]))
 
-    half = Judge.load(replace(config, dtype="bfloat16"), load_template(None), None, None)
-    eager = load_model(options.model, dtype="bfloat16", device="cpu", attn_implementation="eager").model
-    more: dict[str, Sequence[Orders]] = {
-        "judge in bfloat16 (`--dtype bfloat16`)": read_orders(half, pairs),
-        "judge in bfloat16, maps and p rounded too": published_in_bfloat16(judge, pairs, eager),
-    }
-    del half, eager
-    for file in options.judge_template:
-        other = Judge.load(config, load_template(file), None, None)
-        more[f"judge template {file.rsplit('/', 1)[-1]}"] = read_orders(other, pairs)
-        del other
+    more = dict(other_judges(options, judge, pairs))
     every_change = changes(read_orders(judge, pairs), more, pairs, policy.examples(pairs))
     todo = (change for change in every_change if change.name == "base" or options.only in change.name)
     print(f"{len(pairs)} pairs, loss at β = {BETA}\n")
