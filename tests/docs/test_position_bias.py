@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.docs.scripts import loaded
@@ -36,6 +36,7 @@ def test_agreement_by_hand(figures: Any) -> None:
 _WEIGHTS = st.lists(st.tuples(*[st.sampled_from([0.25, 0.5, 1.0, 1.5, 3.0])] * 2), min_size=2, max_size=12)
 
 
+@settings(max_examples=40)
 @given(both=_WEIGHTS)
 def test_rank_correlation_is_that_of_counted_ranks(figures: Any, both: list[tuple[float, float]]) -> None:
     def ranks(values: list[float]) -> list[float]:
@@ -49,6 +50,7 @@ def test_rank_correlation_is_that_of_counted_ranks(figures: Any, both: list[tupl
         assert found == pytest.approx(np.corrcoef(ranks(x), ranks(y))[0, 1])
 
 
+@settings(max_examples=40)
 @given(both=_WEIGHTS)
 def test_one_order_shares_with_the_mean_what_follows_from_the_two(
     figures: Any, both: list[tuple[float, float]]
