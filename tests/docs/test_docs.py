@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import sys
 import tomllib
@@ -47,7 +48,7 @@ from twdpo.weights_cache.schema import FLOATS, KEY, shard_metadata, weights_sche
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted([*DOCS.glob("*.md"), *DOCS.glob("experiments/*.md")])
 README = ROOT / "README.md"
 
 _FENCE = re.compile(r"^```(?P<kind>\w+)(?: title=\"(?P<title>[^\"]*)\")?\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -72,6 +73,11 @@ _FOREIGN = {
     "--num_processes",
     "--use_fsdp",
 }
+
+
+def _name(page: Path) -> str:
+    """As the menu has it: below docs/."""
+    return page.relative_to(DOCS if DOCS in page.parents else ROOT).as_posix()
 
 
 def _hooks() -> Any:
@@ -152,7 +158,7 @@ def test_the_menu_gets_every_command() -> None:
 
 def test_every_page_is_in_the_menu() -> None:
     menu = str(yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))["nav"])
-    assert [page.name for page in PAGES if f"'{page.name}'" not in menu] == []
+    assert [_name(page) for page in PAGES if f"'{_name(page)}'" not in menu] == []
 
 
 def _anchors(page: Path) -> set[str]:
@@ -161,18 +167,18 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_relative_links_lead_somewhere(page: Path) -> None:
     made = hooks.command_pages()
     for match in _LINK.finditer(page.read_text("utf-8")):
         path, _, anchor = match["target"].partition("#")
-        target = (page.parent / path) if path else page
-        assert target.is_file() or path in made, match["target"]
+        target = (page.parent / path).resolve() if path else page
+        assert target.is_file() or os.path.relpath(target, DOCS) in made, match["target"]
         if anchor:
             assert anchor in _anchors(target), match["target"]
 
 
-@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, README], ids=_name)
 def test_every_option_that_is_mentioned_exists(page: Path) -> None:
     if not page.is_file():
         pytest.skip(f"{page.name} is not there")
@@ -180,7 +186,7 @@ def test_every_option_that_is_mentioned_exists(page: Path) -> None:
     assert set(_FLAG.findall(page.read_text("utf-8"))) - known - _FOREIGN == set()
 
 
-@pytest.mark.parametrize("page", [*PAGES, README], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, README], ids=_name)
 def test_commands_that_are_shown_can_be_typed(page: Path) -> None:
     if not page.is_file():
         pytest.skip(f"{page.name} is not there")
@@ -196,9 +202,10 @@ def test_commands_that_are_shown_can_be_typed(page: Path) -> None:
     ("page", "title", "kind"),
     [
         (DOCS / "tutorial.md", "annotate.yaml", AnnotateConfig),
+        (DOCS / "reproduce.md", "annotate.yaml", AnnotateConfig),
         (DOCS / "training.md", "train.yaml", TrainConfig),
     ],
-    ids=["annotate", "train"],
+    ids=["annotate", "annotate as published", "train"],
 )
 def test_configuration_files_that_are_shown_are_accepted(page: Path, title: str, kind: type, tmp_path: Path) -> None:
     blocks = _fences(page, "yaml", title)
