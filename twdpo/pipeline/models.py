@@ -30,8 +30,6 @@ _DEFAULT_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 #: What makes a folder one of peft's.
 ADAPTER_CONFIGURATION = "adapter_config.json"
-#: Written beside a model by what looks at it: no part of what it is.
-_BESIDE = frozenset({"eval.json"})
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -298,12 +296,8 @@ def _folder_identity(folder: Path) -> str:
     """16 hex digits over names, sizes and both ends of the files that decide a local model's numbers."""
     digest = hashlib.sha256()
     ends = 1 << 20
-    for file in sorted(folder.iterdir()):
-        if (
-            file.name in _BESIDE
-            or not file.is_file()
-            or file.suffix not in {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}
-        ):
+    for file in sorted({*folder.iterdir()} - {folder / "eval.json"}):  # an evaluation is no part of its model
+        if not file.is_file() or file.suffix not in {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}:
             continue
         size = file.stat().st_size
         digest.update(f"{file.name}:{size}\n".encode())
