@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from twdpo.evaluate.result import EvalResult, read_evaluation
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
 from twdpo.evaluate.sampling import SamplingSettings, sample
 from twdpo.evaluate.statistics import Bootstrap
+from twdpo.evaluate.trained import run_of
 from twdpo.pipeline.models import LoadedModel, load_model
 from twdpo.pipeline.train import TrainResult, train
 from twdpo.preferences import Message
@@ -30,6 +32,24 @@ def run_eval(model: Path | str, **changes: Any) -> EvalResult:
     return evaluate(EvalConfig(model=str(model), **(QUICK | changes)))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Iterator[None]:
+    """Curves take longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twdpo.pipeline.train.finish.write_curves", lambda *_arguments, **_options: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, no_pictures: None
+) -> tuple[World, TrainResult]:
+    """A run that nothing changes any more, and its world."""
+    world = World(folder=tmp_path_factory.mktemp("finished"), model=tiny_folder)
+    world.annotate(world.write_pairs(60))
+    return world, train_briefly(world, uncovered="one")
+
+
 def train_briefly(world: World, **changes: Any) -> TrainResult:
     """A run of a second, in the folder `trained` unless told otherwise."""
     settings: dict[str, Any] = {"max_steps": 2, "save_every": 0, "eval_every": 0}
@@ -37,9 +57,11 @@ def train_briefly(world: World, **changes: Any) -> TrainResult:
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
-def test_the_runs_own_pairs_and_figures(world: World, streaming: bool) -> None:
+def test_the_runs_own_pairs_and_figures(finished: tuple[World, TrainResult], streaming: bool, tmp_path: Path) -> None:
     """Nothing given: what the run wrote of its last evaluation comes out again."""
-    done = train_briefly(world, streaming=streaming, uncovered="one")
+    world, done = finished
+    if streaming:
+        done = train_briefly(world, streaming=True, out=str(tmp_path / "streamed"))
     found = run_eval(done.out)
     assert len(found.figures) == done.heldout == 8
     metrics = {name: estimate.value for name, estimate in found.metrics.items()}
@@ -57,9 +79,10 @@ def test_the_runs_own_pairs_and_figures(world: World, streaming: bool) -> None:
     assert found.rows()["trained on"] == "none of them"
 
 
-def test_what_is_written_can_be_compared_with(world: World) -> None:
+def test_what_is_written_can_be_compared_with(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
     """eval.json lies beside the model, holds every pair, and changes neither the model nor what it is known by."""
-    first, second = train_briefly(world), train_briefly(world, out=str(world.folder / "other"), seed=42, beta=0.5)
+    world, first = finished
+    second = train_briefly(world, out=str(tmp_path / "second"), loss="simpo", beta=2.0)
     identity = load_model(str(first.out), device="cpu").revision
     here = run_eval(first.out)
     assert load_model(str(first.out), device="cpu").revision == identity
@@ -71,17 +94,20 @@ def test_what_is_written_can_be_compared_with(world: World) -> None:
     there = run_eval(second.out, against=str(first.out))
     expected = there.metrics["margin"].value - here.metrics["margin"].value
     assert there.differences["margin"].value == pytest.approx(expected, abs=1e-9)
+    assert there.beta is None  # SimPO's is no factor of ratios
+    assert "reward_margin" in here.metrics
+    assert "reward_margin" not in there.metrics
     assert any(name.startswith("difference: ") for name in there.rows())
     with pytest.raises(UsageError, match="made on other pairs"):
         run_eval(second.out, limit=3, against=str(first.out))
 
 
-def test_pairs_that_were_trained_on_are_counted(world: World) -> None:
+def test_pairs_that_were_trained_on_are_counted(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
     """A data set of the run's own 60 pairs, one new answer to an old prompt, and one pair of its own."""
-    done = train_briefly(world)
+    world, done = finished
     rows = [json.loads(line) for line in world.pairs.read_text("utf-8").splitlines()]
     more = [rows[0] | {"rejected": "Who knows?"}, {"prompt": "New?", "chosen": "Yes, it is.", "rejected": "No."}]
-    path = world.folder / "all.jsonl"
+    path = tmp_path / "all.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows + more), "utf-8")
     found = run_eval(done.out, dataset=str(path))
     heldout = set(run_eval(done.out).figures.hashes)
@@ -100,17 +126,20 @@ def _prompts(done: TrainResult, found: EvalResult) -> set[str]:
     return {f"What is {i} plus {i}?" for i, key in enumerate(found.figures.hashes[:60]) if key in heldout}
 
 
-def test_weights_of_a_named_data_set_are_read_as_the_run_did(world: World) -> None:
-    done = train_briefly(world, uniform_mix=1.0, uncovered="one")
-    even = run_eval(done.out, dataset=str(world.pairs), weights=str(world.weights), limit=4)
+def test_weights_of_a_named_data_set_are_read_as_the_run_did(finished: tuple[World, TrainResult]) -> None:
+    """Which gave uncovered tokens the weight 1; with even weights all tokens have it then."""
+    world, done = finished
+    given: dict[str, Any] = {"dataset": str(world.pairs), "weights": str(world.weights), "limit": 4}
+    even = run_eval(done.out, uniform_mix=1.0, **given)
     assert even.figures.weighted_margins == pytest.approx(even.figures.margins)
-    other = run_eval(done.out, dataset=str(world.pairs), weights=str(world.weights), limit=4, uniform_mix=0.0)
-    assert other.figures.weighted_margins != pytest.approx(other.figures.margins)
+    for changes in ({}, {"uniform_mix": 1.0, "uncovered": "zero"}):
+        other = run_eval(done.out, **given, **changes)
+        assert other.figures.weighted_margins != pytest.approx(other.figures.margins)
 
 
-def test_stored_reference_log_probs_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_reference_log_probs_do(finished: tuple[World, TrainResult], monkeypatch: pytest.MonkeyPatch) -> None:
     """Without KL nothing is computed of the reference that training has stored."""
-    done = train_briefly(world)
+    _, done = finished
     exact = run_eval(done.out)
     monkeypatch.setattr("twdpo.evaluate.run.logps_of", lambda _model, examples, **_: {} if not examples else 1 / 0)
     found = run_eval(done.out, kl=False)
@@ -118,6 +147,7 @@ def test_stored_reference_log_probs_do(world: World, monkeypatch: pytest.MonkeyP
     assert found.figures.kl is None
 
 
+@pytest.mark.slow
 def test_an_adapter_is_measured_from_its_base(world: World) -> None:
     pytest.importorskip("peft")
     done = train_briefly(world, lora_rank=2)
@@ -132,13 +162,14 @@ def test_an_adapter_is_measured_from_its_base(world: World) -> None:
     assert again.rows()["trained on"] == "not known"
 
 
-def test_the_best_model_is_of_the_same_run(world: World) -> None:
-    done = train_briefly(world)
-    (done.out / "best").mkdir()
-    for path in done.out.glob("*"):
-        if path.is_file() and path.name != "train.yaml":
-            (done.out / "best" / path.name).write_bytes(path.read_bytes())
-    assert run_eval(done.out / "best").figures.hashes == run_eval(done.out).figures.hashes
+def test_the_best_model_is_of_the_same_run(finished: tuple[World, TrainResult]) -> None:
+    """`best/` has no train.yaml of its own."""
+    _, done = finished
+    here, best = run_of(str(done.out)), run_of(str(done.out / "best"))
+    assert here is not None
+    assert best is not None
+    assert best.config == here.config
+    assert run_of(str(done.out / "checkpoints")) is None
 
 
 def test_what_is_missing_is_said(world: World, tmp_path: Path) -> None:
@@ -247,8 +278,8 @@ def test_greedy_answers_do_not_depend_on_the_batch(tiny_folder: Path) -> None:
     assert sample(loaded, prompts, warm) != sample(loaded, prompts, replace(warm, seed=6))
 
 
-def test_win_rates_from_end_to_end(world: World, tmp_path: Path) -> None:
-    done = train_briefly(world)
+def test_win_rates_from_end_to_end(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
+    _, done = finished
     judge = save_reward_model(tmp_path / "rm")
     found = run_eval(done.out, reward_model=str(judge), max_new_tokens=5, limit=4)
     assert found.rewards is not None

@@ -109,7 +109,7 @@ HELP = {
     "reference": "Model to measure from; what the policy was trained from unless given, where that is known.",
     "reference_revision": "Revision of a reference on the hub.",
     "reference_cache": "Folder of reference log-probs, with --no-kl; the run's unless given.",
-    "beta": "Of the rewards, beta times a margin; the run's unless given, else none are shown.",
+    "beta": "Of the rewards, beta times a margin; the run's unless given, if it has one (SimPO's is none).",
     "kl": "Measure the KL from the reference, exactly; without it stored reference log-probs are used.",
     "max_length": "Longest sequence in tokens; the run's unless given, else 2048 or the policy's context.",
     "batch_size": "Pairs in a forward pass, answers in a batch; by a budget of tokens unless given.",

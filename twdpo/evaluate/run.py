@@ -66,7 +66,7 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
     _refuse_unlike(policy.loaded, reference.loaded)
     figures = _figures(config, trained, policy, reference, renderer, pairs, progress)
     bootstrap = Bootstrap(resamples=config.resamples, level=config.level, seed=config.seed)
-    beta = config.beta if config.beta is not None else trained.config.beta if trained is not None else None
+    beta = config.beta if config.beta is not None else _beta(trained)
     result = EvalResult(
         model=config.model,
         reference=name,
@@ -91,6 +91,11 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         text = json.dumps(result.plain(), ensure_ascii=False, indent=1)
         write_file(result.out, f"{text}\n".encode("utf-8", "surrogatepass"))
     return result
+
+
+def _beta(trained: Run | None) -> float | None:
+    """The run's beta, where it multiplied ratios; SimPO's multiplies something else."""
+    return trained.config.beta if trained is not None and trained.config.objective.reference else None
 
 
 def _load(config: EvalConfig, name: str, revision: str | None, device: str) -> _Model:
