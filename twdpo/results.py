@@ -14,6 +14,8 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from twdpo.pipeline.train.objectives import OBJECTIVES
+
 if TYPE_CHECKING:
     from twdpo.evaluate.compare import Comparison
     from twdpo.inspect.report.write import ReportResult
@@ -117,7 +119,8 @@ def train_rows(result: TrainResult) -> dict[str, Any]:
             ("eval_rewards/accuracies", "  plain accuracy", "{:.1%}"),
         ):
             # Before training the policy is the reference: all rewards are zero, and none is right or wrong.
-            before = "–" if "accuracies" in name else form.format(result.before[name])
+            hidden = "accuracies" in name and OBJECTIVES[result.loss].reference
+            before = "–" if hidden else form.format(result.before[name])
             rows[label] = f"{before} → {form.format(result.after[name])}"
     rows["seconds"] = ", ".join(f"{name} {value:.0f}" for name, value in result.seconds.items())
     rows["model"] = f"{result.out}/"

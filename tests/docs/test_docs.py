@@ -142,8 +142,8 @@ def test_the_page_of_commands_lists_and_links_every_one() -> None:
 
 def test_a_default_stands_in_its_own_column() -> None:
     page = hooks.command_pages()["commands/train.md"]
-    row = next(line for line in page.split("\n") if line.startswith("| `--beta`"))
-    assert row.endswith("| `0.005` |")
+    row = next(line for line in page.split("\n") if line.startswith("| `--learning-rate`"))
+    assert row.endswith("| `1e-06` |")
     assert "[default" not in page
 
 

@@ -124,8 +124,11 @@ class PairFigures:
         return cls(**columns)
 
 
-def summarize(figures: PairFigures, *, beta: float, bootstrap: Bootstrap | None = None) -> dict[str, Estimate]:
-    """Every metric of the figures with its interval; see docs/evaluation.md for their formulas."""
+def summarize(figures: PairFigures, *, beta: float | None, bootstrap: Bootstrap | None = None) -> dict[str, Estimate]:
+    """Every metric of the figures with its interval; see docs/evaluation.md for their formulas.
+
+    beta: of the rewards, None to leave these out.
+    """
     bootstrap = bootstrap or Bootstrap()
     return {
         name: bootstrap.estimate(statistic, *columns) for name, (statistic, columns) in _metrics(figures, beta).items()
@@ -133,11 +136,15 @@ def summarize(figures: PairFigures, *, beta: float, bootstrap: Bootstrap | None 
 
 
 def differences(
-    here: PairFigures, there: PairFigures, *, beta: tuple[float, float], bootstrap: Bootstrap | None = None
+    here: PairFigures,
+    there: PairFigures,
+    *,
+    beta: tuple[float | None, float | None],
+    bootstrap: Bootstrap | None = None,
 ) -> dict[str, Estimate]:
     """Every metric of `here` less that of `there`, of the same pairs in the same order: paired.
 
-    beta: of each. Raises ValueError for other pairs.
+    beta: of each; without both no rewards are compared. Raises ValueError for other pairs.
     """
     if here.hashes != there.hashes:
         raise ValueError("paired differences need the same pairs in the same order")
@@ -150,7 +157,7 @@ def differences(
     }
 
 
-def _metrics(figures: PairFigures, beta: float) -> dict[str, tuple[Statistic, list[Any]]]:
+def _metrics(figures: PairFigures, beta: float | None) -> dict[str, tuple[Statistic, list[Any]]]:
     """Name → statistic and its columns."""
     longer = figures.longer
     metrics: dict[str, tuple[Statistic, list[Any]]] = {}
@@ -164,8 +171,9 @@ def _metrics(figures: PairFigures, beta: float) -> dict[str, tuple[Statistic, li
             f"{prefix}accuracy_chosen_longer": (accuracy_longer, [right, longer]),
             f"{prefix}accuracy_chosen_shorter": (accuracy_shorter, [right, longer]),
             f"{prefix}margin": (mean, [margins]),
-            f"{prefix}reward_margin": (mean, [beta * margins]),
         }
+        if beta is not None:
+            metrics[f"{prefix}reward_margin"] = (mean, [beta * margins])
     metrics["chosen_log_ratio"] = (mean, [figures.chosen_ratios])
     metrics["rejected_log_ratio"] = (mean, [figures.rejected_ratios])
     if figures.kl is not None and figures.chosen_kl is not None and figures.rejected_kl is not None:

@@ -296,7 +296,7 @@ def _folder_identity(folder: Path) -> str:
     """16 hex digits over names, sizes and both ends of the files that decide a local model's numbers."""
     digest = hashlib.sha256()
     ends = 1 << 20
-    for file in sorted(folder.iterdir()):
+    for file in sorted({*folder.iterdir()} - {folder / "eval.json"}):  # an evaluation is no part of its model
         if not file.is_file() or file.suffix not in {".safetensors", ".bin", ".json", ".model", ".jinja", ".txt"}:
             continue
         size = file.stat().st_size

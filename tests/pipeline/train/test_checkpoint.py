@@ -26,7 +26,7 @@ from twdpo.pipeline.train.checkpoint import (
 )
 from twdpo.pipeline.train.optim import make_optimizer
 
-POSITION = Position(step=3, window={"pairs": 2}, config=asdict(TrainConfig()), data="d1")
+POSITION = Position(step=3, window={"pairs": 2}, config=asdict(TrainConfig().settled()), data="d1")
 
 
 class Tied(nn.Module):
@@ -172,15 +172,15 @@ def test_a_damaged_position(tmp_path: Path) -> None:
 
 def test_another_run_is_refused_with_what_differs() -> None:
     path = Path("trained/checkpoints/step-00000003")
-    asked = asdict(TrainConfig(beta=0.1, log_every=5, out="elsewhere", learning_rate=2e-6))
+    asked = asdict(TrainConfig(beta=0.1, log_every=5, out="elsewhere", learning_rate=2e-6).settled())
     with pytest.raises(TrainingError) as caught:
         refuse_changes(path, POSITION, asked, "d1")
     message = str(caught.value)
     assert "--beta 0.005 there, 0.1 asked for; --learning-rate 1e-06 there, 2e-06 asked for" in message
     assert "--log-every" not in message
-    refuse_changes(path, POSITION, asdict(TrainConfig(log_every=5, save_every=7)), "d1")
+    refuse_changes(path, POSITION, asdict(TrainConfig(log_every=5, save_every=7).settled()), "d1")
     with pytest.raises(TrainingError, match="the pairs or their weights have changed"):
-        refuse_changes(path, POSITION, asdict(TrainConfig()), "d2")
+        refuse_changes(path, POSITION, asdict(TrainConfig().settled()), "d2")
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def execute(
     done = RunResult(
         arm=run.arm,
         beta=run.beta,
-        trained_beta=run.training.beta,
+        trained_beta=float(run.training.settled().beta or 0.0),
         seed=run.seed,
         fingerprint=run.fingerprint,
         steps=int(max(record["step"] for record in records)),

@@ -57,8 +57,8 @@ def model_card(facts: RunFacts, *, is_best: bool = False) -> str:
     parts = [
         f"---\n{_header(facts)}\n---",
         f"# {title}",
-        f"{_model_name(config)}, trained by [token-weighted DPO]({PAPER}) with twdpo: every token of an answer counts "
-        "by the weight that a judge's attention gave it.",
+        f"{_model_name(config)}, trained by [{config.objective.title}]({PAPER}) with twdpo: every token of an answer "
+        "counts by the weight that a judge's attention gave it.",
         _which(facts, is_best),
         f"## How to load it\n\n{_loading(facts, is_best)}",
         f"## Figures\n\n{_table(facts)}",
@@ -173,7 +173,8 @@ def _table(facts: RunFacts) -> str:
     if 0 in facts.evaluations:
         # Before training the policy is the reference: all rewards are zero, and none is right or wrong.
         before = _plain(facts.evaluations[0])
-        columns["held out, before"] = {name: before[name] for name in before if "accuracies" not in name}
+        hidden = "accuracies" if facts.config.objective.reference else None
+        columns["held out, before"] = {k: v for k, v in before.items() if hidden is None or hidden not in k}
     if facts.best is not None:
         columns[f"held out, step {facts.best.step}"] = _plain(facts.evaluations[facts.best.step])
     if facts.steps in facts.evaluations:
@@ -213,14 +214,17 @@ def _data(facts: RunFacts) -> Iterable[str]:
 def _settings(facts: RunFacts) -> Iterable[str]:
     config = facts.config
     revision = config.revision or facts.model_revision
-    yield f"policy and reference: {_model_name(config)}" + (f", revision {revision}" if revision else "")
+    what = "policy and reference" if config.objective.reference else "policy"
+    yield f"{what}: {_model_name(config)}" + (f", revision {revision}" if revision else "")
     yield (
         f"{facts.steps:,} steps of {config.batch_size} pairs; {config.epochs:g} epochs asked for"
         if (config.max_steps is None)
         else f"{facts.steps:,} steps of {config.batch_size} pairs"
     )
     smoothing = f", label smoothing {config.label_smoothing:g}" if config.label_smoothing else ""
-    yield f"beta {config.beta:g}{smoothing}"
+    gamma = f", gamma {config.simpo_gamma:g}" if config.simpo_gamma is not None else ""
+    means = ", means over tokens" if config.ipo_mean else ""
+    yield f"loss {config.loss}, beta {config.settled().beta:g}{gamma}{means}{smoothing}"
     yield (
         f"learning rate {config.learning_rate:g}, {config.scheduler}, warm-up {config.warmup_ratio:g}; "
         f"{config.optimizer}, weight decay {config.weight_decay:g}, gradients clipped at {config.max_grad_norm:g}"

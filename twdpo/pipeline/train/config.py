@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twdpo.errors import UsageError
+from twdpo.pipeline.train.objectives import GAMMA_SHARE, OBJECTIVES, Objective
 
 UNCOVERED = ("zero", "one")
 MISSING = ("error", "drop", "uniform")
@@ -59,6 +60,9 @@ class TrainConfig:
     name; evaluate: measure on them before, after and every eval_every steps, else they are only kept out of training;
     eval_every, save_every: steps, 0 for never. reference_cache: None for a folder beside the weights.
 
+    loss: twdpo, simpo or ipo. beta: None for the loss's own default. simpo_gamma: SimPO's target margin γ, None for
+    half of beta. ipo_mean: IPO's log ratios as means over tokens.
+
     gradient_checkpointing: compute activations again on the way back, always; else only in forward passes of more than
     activation_tokens, None for what the device affords.
 
@@ -87,7 +91,10 @@ class TrainConfig:
     uncovered: str = "zero"
     uniform_mix: float = 0.0
     missing: str = "error"
-    beta: float = 0.005
+    loss: str = "twdpo"
+    beta: float | None = None
+    simpo_gamma: float | None = None
+    ipo_mean: bool = False
     label_smoothing: float = 0.0
     learning_rate: float = 1e-6
     scheduler: str = "cosine"
@@ -132,6 +139,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, allowed in (
+            ("loss", tuple(OBJECTIVES)),
             ("uncovered", UNCOVERED),
             ("missing", MISSING),
             ("optimizer", OPTIMIZERS),
@@ -160,14 +168,27 @@ class TrainConfig:
         _at_least("max_length", self.max_length, 8)
         for name in ("beta", "learning_rate", "epochs", "max_grad_norm"):
             value = getattr(self, name)
-            if not (value > 0 and math.isfinite(value)):
+            if value is not None and not (value > 0 and math.isfinite(value)):
                 raise UsageError(f"{flag(name)} {value} must be a number above 0")
         _within("uniform_mix", self.uniform_mix, 0.0, 1.0)
         _within("warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         if not 0.0 <= self.label_smoothing < 0.5:
             raise UsageError(f"--label-smoothing {self.label_smoothing} is outside 0 to 0.5 (0.5 excluded)")
         parse_eval_split(self.eval_split)
+        self._check_loss()
         self._check_adapters()
+
+    def _check_loss(self) -> None:
+        """What belongs to one loss is refused beside another."""
+        if self.label_smoothing and not OBJECTIVES[self.loss].smoothing:
+            able = " or ".join(name for name, objective in OBJECTIVES.items() if objective.smoothing)
+            raise UsageError(f"--label-smoothing is not defined for --loss {self.loss}; leave it out, or use {able}")
+        if self.simpo_gamma is not None and self.loss != "simpo":
+            raise UsageError("--simpo-gamma needs --loss simpo")
+        if self.simpo_gamma is not None and not (self.simpo_gamma >= 0 and math.isfinite(self.simpo_gamma)):
+            raise UsageError(f"--simpo-gamma {self.simpo_gamma} must be a number of 0 or more")
+        if self.ipo_mean and self.loss != "ipo":
+            raise UsageError("--ipo-mean needs --loss ipo")
 
     def _check_adapters(self) -> None:
         """What belongs to adapters needs them: a setting that is ignored would be a surprise."""
@@ -184,6 +205,19 @@ class TrainConfig:
     def holding_seed(self) -> int:
         """What decides the held-out pairs."""
         return self.seed if self.split_seed is None else self.split_seed
+
+    @property
+    def objective(self) -> Objective:
+        """What is known of the loss."""
+        return OBJECTIVES[self.loss]
+
+    def settled(self) -> TrainConfig:
+        """The same with the loss's own defaults where nothing was given: what a run writes down."""
+        beta = self.objective.beta if self.beta is None else self.beta
+        gamma = self.simpo_gamma
+        if self.loss == "simpo" and gamma is None:
+            gamma = GAMMA_SHARE * beta
+        return replace(self, beta=beta, simpo_gamma=gamma)
 
     @property
     def name(self) -> str:
@@ -211,7 +245,11 @@ HELP = {
     "uncovered": "Weight of tokens that the judge did not see (end of turn, cut tail): zero or one.",
     "uniform_mix": "Share of even weights mixed in: 0 is the cached weights alone, 1 is plain DPO on what was judged.",
     "missing": "What to do with pairs that the cache lacks: error, drop or uniform.",
-    "beta": "Strength of the pull towards the reference.",
+    "loss": "twdpo (with even weights: DPO), simpo (no reference, mean log-probs) or ipo.",
+    "beta": "Strength of the pull towards the reference, for simpo the scale of mean log-probs; 0.005 for twdpo, 2 for "
+    "simpo and 0.1 for ipo unless given.",
+    "simpo_gamma": "Margin that --loss simpo asks for; half of beta unless given.",
+    "ipo_mean": "Let --loss ipo take means over tokens, as TRL does, not sums.",
     "label_smoothing": "Probability that a label is wrong, below 0.5.",
     "learning_rate": "Peak learning rate.",
     "scheduler": "What the learning rate does after its warm-up: cosine, linear or constant.",

@@ -29,21 +29,28 @@ _SMOOTHED_FROM, _SMOOTHED_PART = 40, 25
 _MARGIN, _ACCURACY = "rewards/weighted_margins", "rewards/weighted_accuracies"
 
 
-def write_curves(out: Path, records: Sequence[Record], *, title: str, best: int | None = None) -> bool:
+def write_curves(
+    out: Path,
+    records: Sequence[Record],
+    *,
+    title: str,
+    best: int | None = None,
+    untrained: float | None = math.log(2),
+) -> bool:
     """Draw the records of a run into `out`; False where matplotlib is not installed. `best`: the best checkpoint.
 
-    Raises StorageError.
+    untrained: the loss of a policy that is its reference, None where none takes part. Raises StorageError.
     """
     if not has_matplotlib():
         return False
     with plain_style():
-        figure = _figure(records, title, best)
+        figure = _figure(records, title, best, untrained)
         for name in PICTURES:
             write_file(out / name, picture_bytes(figure, name.rpartition(".")[2]))
     return True
 
 
-def _figure(records: Sequence[Record], title: str, best: int | None) -> Figure:
+def _figure(records: Sequence[Record], title: str, best: int | None, untrained: float | None = math.log(2)) -> Figure:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
@@ -53,7 +60,10 @@ def _figure(records: Sequence[Record], title: str, best: int | None) -> Figure:
     loss, margin, accuracy, rate = figure.subplots(4, 1, sharex=True, height_ratios=(3, 3, 3, 1))
     figure.suptitle(title, fontsize=11.5, fontweight="bold", x=0.01, ha="left")
 
-    loss.axhline(math.log(2), color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label="log 2: no preference learnt")
+    if untrained is not None:
+        name = "log 2" if untrained == math.log(2) else f"{untrained:.4g}"
+        label = f"{name}: no preference learnt"
+        loss.axhline(untrained, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)), label=label)
     _curves(loss, training, heldout, "loss", best)
     loss.set_ylabel("loss")
     margin.axhline(0.0, color=QUIET, linewidth=0.9, linestyle=(0, (4, 3)))
@@ -71,7 +81,14 @@ def _figure(records: Sequence[Record], title: str, best: int | None) -> Figure:
     rate.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     # Above the panels, so that no curve runs through it.
-    loss.legend(*_ordered(loss), loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, frameon=False, borderaxespad=0.2)
+    loss.legend(
+        *_ordered(loss, 0 if untrained is None else 1),
+        loc="lower left",
+        bbox_to_anchor=(0.0, 1.0),
+        ncols=4,
+        frameon=False,
+        borderaxespad=0.2,
+    )
     figure.align_ylabels()
     return figure
 
@@ -116,7 +133,7 @@ def _smooth(values: Sequence[float], width: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _ordered(axes: Axes) -> tuple[list[Any], list[str]]:
-    """The legend's entries: the curves first, the line that they are compared with last."""
+def _ordered(axes: Axes, lines: int) -> tuple[list[Any], list[str]]:
+    """The legend's entries: the curves first, the line that they are compared with, if there is one, last."""
     handles, labels = axes.get_legend_handles_labels()
-    return [*handles[1:], handles[0]], [*labels[1:], labels[0]]
+    return handles[lines:] + handles[:lines], labels[lines:] + labels[:lines]

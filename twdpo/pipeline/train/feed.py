@@ -8,10 +8,10 @@ processes each renders and holds only the pairs that fall to it. Not for: what i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,7 +23,10 @@ from twdpo.pipeline.train.layouts import Logps
 from twdpo.pipeline.train.processes import Processes, together
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.render import Renderer
-from twdpo.weights_cache import ReferenceStore, WeightsCache
+from twdpo.weights_cache import WeightsCache
+
+if TYPE_CHECKING:
+    from twdpo.pipeline.train.reference import Reference
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -82,13 +85,13 @@ class Feed(Protocol):
     #: An example that every process has, for forward passes whose results do not count.
     spare: Example
 
-    def lacking(self, store: ReferenceStore) -> Iterator[list[Example]]:
+    def lacking(self, store: Container[str]) -> Iterator[list[Example]]:
         """This process's part of the examples whose reference log-probs `store` lacks, as they are to be computed.
 
         All processes get as many lists, some of them maybe empty. Tells the progress how many there are.
         """
 
-    def begin(self, store: ReferenceStore, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
+    def begin(self, store: Reference, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
         """Be ready for `step`, with all that was lacking in `store`; `state` is what a checkpoint has."""
 
     @property

@@ -5,6 +5,7 @@ Not for: how each is made; every part has a file of its own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from twdpo import __version__
 from twdpo.pipeline.train.adapters import Policy
 from twdpo.pipeline.train.card import RunFacts, model_card
+from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.curves import INSTALL, PICTURES, write_curves
 from twdpo.pipeline.train.metrics import MetricsFile
 from twdpo.pipeline.train.output import CONFIGURATION, METRICS, save_models
@@ -31,9 +33,9 @@ def finish(
     """
     config, best = facts.config, facts.best
     out = Path(config.out)
-    title = f"{config.name}: token-weighted DPO of {Path(str(config.model)).name}"
+    title = f"{config.name}: {config.objective.title} of {Path(str(config.model)).name}"
     records = MetricsFile(out / METRICS).read()
-    has_curves = write_curves(out, records, title=title, best=best.step if best else None)
+    has_curves = write_curves(out, records, title=title, best=best.step if best else None, untrained=_untrained(config))
     if not has_curves:
         progress.note(INSTALL)
     facts = replace(facts, has_curves=has_curves)
@@ -43,5 +45,11 @@ def finish(
         return None
     progress.note(f"sending the model to {config.push}")
     beside = (CONFIGURATION, METRICS, *(PICTURES if has_curves else ()))
-    message = f"{facts.steps} steps of token-weighted DPO (twdpo {__version__})"
+    message = f"{facts.steps} steps of {config.objective.title} (twdpo {__version__})"
     return publish(out, config.push, (*files, *beside), message)
+
+
+def _untrained(config: TrainConfig) -> float | None:
+    """The loss where policy and reference are the same."""
+    losses = {"twdpo": math.log(2), "ipo": 1.0 / (2.0 * float(config.settled().beta or 1.0)) ** 2}
+    return losses.get(config.loss)

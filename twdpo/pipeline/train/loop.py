@@ -17,7 +17,7 @@ import torch
 from accelerate.tracking import GeneralTracker  # type: ignore[import-untyped,unused-ignore]
 
 from twdpo.errors import Interrupted, UsageError
-from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device, resolve_dtype
+from twdpo.pipeline.models import context_length, load_model, pick_device, resolve_dtype
 from twdpo.pipeline.train.adapters import Policy, add_adapters, refuse_early
 from twdpo.pipeline.train.batches import micro_batches
 from twdpo.pipeline.train.card import RunFacts
@@ -37,21 +37,23 @@ from twdpo.pipeline.train.feed import Feed, open_feed
 from twdpo.pipeline.train.finish import finish
 from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps, disable_dropout
-from twdpo.pipeline.train.loss import PairLosses, SideLogps, twdpo_loss
+from twdpo.pipeline.train.loss import PairLosses, SideLogps
+from twdpo.pipeline.train.losses import loss_of
 from twdpo.pipeline.train.metrics import NAMES, MetricsFile, Record, Window, means, metric_sums
+from twdpo.pipeline.train.objectives import unusual
 from twdpo.pipeline.train.optim import learning_rate, make_optimizer
 from twdpo.pipeline.train.output import METRICS, claim, save_configuration
 from twdpo.pipeline.train.processes import together
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.publish import open_repository
 from twdpo.pipeline.train.ranks import Ranks
-from twdpo.pipeline.train.reference import open_store, reference_logps
+from twdpo.pipeline.train.reference import Reference, prepare_reference
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.result import Clock, TrainResult
 from twdpo.pipeline.train.retention import Best, best_before, drop_old
 from twdpo.pipeline.train.sharding import plain
 from twdpo.pipeline.train.trackers import Trackers, parse_trackers
-from twdpo.weights_cache import Manifest, ReferenceStore
+from twdpo.weights_cache import Manifest
 from twdpo.weights_cache.transforms import parse_attn_source
 
 
@@ -62,13 +64,15 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
     with ranks.accord():
         manifest = Manifest.load(Path(config.weights))
         config = replace(
-            config,
+            config.settled(),
             model=config.model or manifest.defaults.get("policy_model") or manifest.recipe.judge_model,
             dtype=resolve_dtype(config.dtype, pick_device(config.device)),
         )
         if not config.model:
             raise UsageError(f"--model is missing: {config.weights} names no judge that could be trained instead")
         refuse_early(config, divided=ranks.sharding is not None)
+        if ranks.main and (warning := unusual(config.loss, float(config.beta or 0))):
+            progress.note(warning)
         layers = parse_attn_source(config.attn_source, manifest.recipe.layers)
         trackers = parse_trackers(config.tracker)
         checkpoint = claim(config) if ranks.main else None
@@ -87,7 +91,7 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
     with open_feed(config, layers, renderer, ranks, progress) as feed:
         clock.lap("pairs")
         ranks.shard(model)
-        store = _reference(config, ranks, policy.loaded, model, renderer, feed, progress)
+        store = prepare_reference(config, ranks, policy.loaded, model, renderer, feed, progress)
         clock.lap("reference")
         tracking = Trackers(
             trackers, out=Path(config.out), run_name=config.name, note=progress.note, more=more_trackers
@@ -126,6 +130,7 @@ def run(config: TrainConfig, progress: TrainProgress, more_trackers: Sequence[Ge
         truncated=feed.counts.truncated,
         uniform=feed.counts.uniform,
         skipped=dict(feed.counts.skipped),
+        loss=config.loss,
         before=before,
         after=after,
         seconds=clock.laps,
@@ -153,33 +158,6 @@ def _load_policy(config: TrainConfig, device: str) -> Policy:
     return policy
 
 
-def _reference(
-    config: TrainConfig,
-    ranks: Ranks,
-    loaded: LoadedModel,
-    model: TokenLogps,
-    renderer: Renderer,
-    feed: Feed,
-    progress: TrainProgress,
-) -> ReferenceStore:
-    """The store of reference log-probs with those of all pairs; each process computes a part of what it lacks."""
-    with ranks.accord():
-        store = open_store(config.reference_folder, loaded, renderer, config.dtype)
-    reference_logps(
-        feed.lacking(store),
-        model,
-        store,
-        progress,
-        pairs=config.micro_batch_size,
-        tokens=ranks.token_budget,
-        ranks=ranks,
-        spare=feed.spare,
-    )
-    ranks.wait()
-    with ranks.accord():
-        return open_store(config.reference_folder, loaded, renderer, config.dtype)
-
-
 class _Stop(Exception):
     """Ctrl-C was pressed; the step in progress is dropped."""
 
@@ -193,13 +171,14 @@ class _Loop:
         ranks: Ranks,
         model: TokenLogps,
         feed: Feed,
-        store: ReferenceStore,
+        store: Reference,
         progress: TrainProgress,
         trackers: Trackers,
     ) -> None:
         self._config, self._ranks, self._progress = config, ranks, progress
         self._device = ranks.accelerator.device
         self._feed, self._store, self.plan = feed, store, feed.plan
+        self._loss = loss_of(config)
         optimizer = make_optimizer(config.optimizer, model, config.weight_decay)
         self._policy, self._layout = model.model, model.layout
         self._bare = model
@@ -312,9 +291,10 @@ class _Loop:
         # DDP exchanges buffers on the way forward; in an evaluation a process may have no pass to take part with.
         model = self._model if torch.is_grad_enabled() else self._bare
         policy = batch.spread(model(**batch.inputs))
-        sides = zip(policy.chunk(2), batch.reference.chunk(2), batch.weights.chunk(2), strict=True)
-        chosen, rejected = (SideLogps(policy=p, reference=r, weights=w) for p, r, w in sides)
-        return twdpo_loss(chosen, rejected, beta=self._config.beta, label_smoothing=self._config.label_smoothing)
+        parts = (policy, batch.reference, batch.weights, batch.filled.sum(-1))
+        sides = zip(*(part.chunk(2) for part in parts), strict=True)
+        chosen, rejected = (SideLogps(policy=p, reference=r, weights=w, tokens=n) for p, r, w, n in sides)
+        return self._loss(chosen, rejected)
 
     def _evaluation_is_due(self) -> bool:
         every = self._config.eval_every

@@ -3,7 +3,7 @@
     u = β (Σ_t w⁺_t ℓ⁺_t − Σ_t w⁻_t ℓ⁻_t),  ℓ_t = log π(y_t) − log π_ref(y_t),  L = −log σ(u)
 
 With w = 1 on every completion token this is DPO (Rafailov et al. 2023, equation 7). Shapes: P pairs, T tokens of the
-longest completion. Not for: computing log-probs (`logps.py`) or weights (`weights.py`).
+longest completion. Not for: computing log-probs (`logps.py`), weights (`weights.py`), other losses (`losses.py`).
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ from torch.nn.functional import logsigmoid
 class SideLogps:
     """One response side of P pairs, each [P, T] and zero at padding.
 
-    policy, reference: log-probs of the completion tokens. weights: constants; no gradient flows into them.
+    policy, reference: log-probs of the completion tokens. weights: constants; no gradient flows into them. tokens: how
+    many completion tokens there are, [P], for losses that take a mean; None where none is padding.
     """
 
     policy: Tensor
     reference: Tensor
     weights: Tensor
+    tokens: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairLosses:
     """What the loss gives for each of P pairs, each [P]; only `losses` and `u` carry a gradient.
 
-    rewards: β Σ ℓ. logps: Σ log π. The weighted forms have w_t in the sum.
+    rewards: β Σ ℓ, or what a loss without a reference has in its place. logps: Σ log π. The weighted forms have w_t in
+    the sum.
     """
 
     losses: Tensor
@@ -51,7 +54,7 @@ def twdpo_loss(chosen: SideLogps, rejected: SideLogps, *, beta: float, label_smo
 
     label_smoothing ε: the probability that a pair's label is wrong; L = −(1−ε) log σ(u) − ε log σ(−u) (cDPO).
     """
-    plus, minus = _Sums.of(chosen), _Sums.of(rejected)
+    plus, minus = Sums.of(chosen), Sums.of(rejected)
     u = beta * (plus.weighted_ratio - minus.weighted_ratio)
     losses = -(1.0 - label_smoothing) * logsigmoid(u) - label_smoothing * logsigmoid(-u)
     return PairLosses(
@@ -69,24 +72,37 @@ def twdpo_loss(chosen: SideLogps, rejected: SideLogps, *, beta: float, label_smo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sums:
-    """Sums over the tokens of one side; only weighted_ratio carries a gradient."""
+class Sums:
+    """Sums over the tokens of one side; only weighted_ratio and the means carry a gradient.
+
+    mean_*: a sum by the weights over the sum of the weights, 0 where that is 0.
+    """
 
     weighted_ratio: Tensor
+    mean_ratio: Tensor
+    mean_logp: Tensor
+    tokens: Tensor
     ratio: Tensor
     logps: Tensor
     weighted_logps: Tensor
 
     @classmethod
-    def of(cls, side: SideLogps) -> _Sums:
+    def of(cls, side: SideLogps) -> Sums:
         dtype = torch.promote_types(side.policy.dtype, torch.float32)
         policy, reference, weights = (
             t.to(dtype) for t in (side.policy, side.reference.detach(), side.weights.detach())
         )
         ratio = policy - reference
         constant = policy.detach()
+        weight, weighted_ratio = weights.sum(-1), (weights * ratio).sum(-1)
+        # Not by 0 where nothing weighs anything: then the sums above are 0, too.
+        divisor = torch.where(weight > 0, weight, 1.0)
+        tokens = torch.full_like(weight, policy.shape[-1]) if side.tokens is None else side.tokens.to(dtype)
         return cls(
-            weighted_ratio=(weights * ratio).sum(-1),
+            weighted_ratio=weighted_ratio,
+            mean_ratio=weighted_ratio / divisor,
+            mean_logp=(weights * policy).sum(-1) / divisor,
+            tokens=tokens,
             ratio=(constant - reference).sum(-1),
             logps=constant.sum(-1),
             weighted_logps=(weights * constant).sum(-1),

@@ -42,6 +42,7 @@ _OWN = (
     "adapter_model.safetensors",
     "README.md",
     METRICS,
+    "eval.json",
     *PICTURES,
 )
 

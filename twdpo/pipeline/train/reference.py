@@ -20,13 +20,57 @@ from twdpo.errors import CacheCorrupt, Interrupted
 from twdpo.pipeline.models import LoadedModel
 from twdpo.pipeline.train.adapters import adapters_off
 from twdpo.pipeline.train.batches import micro_batches
+from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import Example
+from twdpo.pipeline.train.feed import Feed, no_reference
 from twdpo.pipeline.train.layouts import Logps, collate
 from twdpo.pipeline.train.logps import TokenLogps
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.ranks import Ranks
 from twdpo.pipeline.train.render import Renderer
 from twdpo.weights_cache import ReferenceStore
+
+
+class NoReference:
+    """In the place of a store for losses without a reference: lacks nothing, and stands for zeros."""
+
+    def __contains__(self, example_hash: object) -> bool:
+        return True
+
+
+Reference = ReferenceStore | NoReference
+
+
+def prepare_reference(
+    config: TrainConfig,
+    ranks: Ranks,
+    loaded: LoadedModel,
+    model: TokenLogps,
+    renderer: Renderer,
+    feed: Feed,
+    progress: TrainProgress,
+) -> Reference:
+    """The store with the log-probs of all pairs, of which each process computes a part of what it lacks."""
+    if not config.objective.reference:
+        nothing = NoReference()
+        for _ in feed.lacking(nothing):  # the feed comes to know its pairs on the way
+            pass
+        return nothing
+    with ranks.accord():
+        store = open_store(config.reference_folder, loaded, renderer, config.dtype)
+    reference_logps(
+        feed.lacking(store),
+        model,
+        store,
+        progress,
+        pairs=config.micro_batch_size,
+        tokens=ranks.token_budget,
+        ranks=ranks,
+        spare=feed.spare,
+    )
+    ranks.wait()
+    with ranks.accord():
+        return open_store(config.reference_folder, loaded, renderer, config.dtype)
 
 
 def open_store(folder: Path, loaded: LoadedModel, renderer: Renderer, dtype: str) -> ReferenceStore:
@@ -79,10 +123,13 @@ def reference_logps(
             progress.advance("reference", len(group) if counts else 0)
 
 
-def read_reference(examples: Sequence[Example], store: ReferenceStore) -> dict[str, Logps]:
+def read_reference(examples: Sequence[Example], store: Reference) -> dict[str, Logps]:
     """Hash → (chosen, rejected) log-probs of all examples. Raises CacheCorrupt where they do not fit the tokens."""
     found: dict[str, Logps] = {}
     for example in examples:
+        if isinstance(store, NoReference):
+            found |= no_reference(example)
+            continue
         logps = store.get(example.example_hash)
         wanted = tuple(len(side.weights) for side in (example.chosen, example.rejected))
         if tuple(map(len, logps)) != wanted or not all(np.isfinite(side).all() for side in logps):

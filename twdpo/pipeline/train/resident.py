@@ -8,7 +8,7 @@ all know every step's deal, and each renders what falls to it and it has not got
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +20,11 @@ from twdpo.pipeline.train.layouts import Logps
 from twdpo.pipeline.train.parts import parts_of, rows_of
 from twdpo.pipeline.train.processes import Processes, in_accord
 from twdpo.pipeline.train.progress import TrainProgress
-from twdpo.pipeline.train.reference import read_reference
+from twdpo.pipeline.train.reference import Reference, read_reference
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.survey import survey
 from twdpo.preferences import Pair
-from twdpo.weights_cache import ReferenceStore, WeightsCache
+from twdpo.weights_cache import WeightsCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +85,7 @@ class ResidentFeed:
         """Nothing: the step says it all."""
         return {}
 
-    def lacking(self, store: ReferenceStore) -> Iterator[list[Example]]:
+    def lacking(self, store: Container[str]) -> Iterator[list[Example]]:
         """What `store` lacks of this process's part; see `Feed`."""
         both = self.train + self.held_out
         lacking = {example.example_hash: example for example in both if example.example_hash not in store}
@@ -93,7 +93,7 @@ class ResidentFeed:
         yield list(lacking.values())
         self._progress.finish("reference")
 
-    def begin(self, store: ReferenceStore, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
+    def begin(self, store: Reference, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
         """Hold exactly what this process will be asked for, with its reference log-probs."""
         rank, count = self._processes.rank, self._processes.count
         mine = {known.number for known in share(self._heldout, rank, count)}

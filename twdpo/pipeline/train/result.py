@@ -16,7 +16,7 @@ class TrainResult:
     maximal length. uniform: trained with even weights for want of a row. skipped: reason → pairs. before, after:
     evaluation metrics (`eval_loss`, …), empty without held-out pairs. resumed_at: the step gone on from, or None.
     best_step: the step whose model is in `best/`, None where the last is the best. pushed: the model's address on the
-    hub. seconds: of each part (pairs, reference, training, saving).
+    hub. loss: its name. seconds: of each part (pairs, reference, training, saving).
     """
 
     out: Path
@@ -29,6 +29,7 @@ class TrainResult:
     resumed_at: int | None = None
     best_step: int | None = None
     pushed: str | None = None
+    loss: str = "twdpo"
     skipped: Mapping[str, int] = field(default_factory=dict)
     before: Mapping[str, float] = field(default_factory=dict)
     after: Mapping[str, float] = field(default_factory=dict)

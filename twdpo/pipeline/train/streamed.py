@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -27,13 +27,13 @@ from twdpo.pipeline.train.layouts import Logps
 from twdpo.pipeline.train.parts import parts_of
 from twdpo.pipeline.train.processes import Processes, in_accord
 from twdpo.pipeline.train.progress import TrainProgress
-from twdpo.pipeline.train.reference import read_reference
+from twdpo.pipeline.train.reference import Reference, read_reference
 from twdpo.pipeline.train.render import Renderer
 from twdpo.pipeline.train.slots import Slots
 from twdpo.pipeline.train.sorting import Row, Sorted, Sorter, first_pairs
 from twdpo.pipeline.train.survey import NOT_ANNOTATED
 from twdpo.preferences import Pair, Reject
-from twdpo.weights_cache import ReferenceStore, WeightsCache
+from twdpo.weights_cache import WeightsCache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +96,7 @@ class StreamedFeed:
         self._block: _Block | None = None
         self._totals: dict[int, tuple[Counts, int]] = {}
 
-    def lacking(self, store: ReferenceStore) -> Iterator[list[Example]]:
+    def lacking(self, store: Container[str]) -> Iterator[list[Example]]:
         """Go through the rows that the run will see, block by block; see `Feed`.
 
         Raises MissingRows where pairs have no weights, and DataError where no pair can be used.
@@ -138,7 +138,7 @@ class StreamedFeed:
         """16 hex digits over the pairs that the run comes to, what becomes of them, and the weights' recipe."""
         return self._digest
 
-    def begin(self, store: ReferenceStore, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
+    def begin(self, store: Reference, step: int = 0, state: Mapping[str, Any] | None = None) -> None:
         """Be ready for `step`: the block that it lies in is read again."""
         self._store = store
         if state:

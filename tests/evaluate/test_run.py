@@ -1,0 +1,290 @@
+"""`twdpo eval` on finished runs: the run's own held-out pairs and figures again, overlap said, files, win rates."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fixtures.tiny_models import save_tiny, tiny_model, tiny_tokenizer
+from tests.pipeline.train.conftest import World
+from twdpo.errors import DataError, MissingRows, ModelError, UsageError
+from twdpo.evaluate import EvalConfig, evaluate
+from twdpo.evaluate.result import EvalResult, read_evaluation
+from twdpo.evaluate.reward import Answers, RewardModel, win_rates
+from twdpo.evaluate.sampling import SamplingSettings, sample
+from twdpo.evaluate.statistics import Bootstrap
+from twdpo.evaluate.trained import run_of
+from twdpo.pipeline.models import LoadedModel, load_model
+from twdpo.pipeline.train import TrainResult, train
+from twdpo.preferences import Message
+
+QUICK: dict[str, Any] = {"device": "cpu", "resamples": 100}
+
+
+def run_eval(model: Path | str, **changes: Any) -> EvalResult:
+    return evaluate(EvalConfig(model=str(model), **(QUICK | changes)))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Iterator[None]:
+    """Curves take longer than these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("twdpo.pipeline.train.finish.write_curves", lambda *_arguments, **_options: False)
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path, no_pictures: None
+) -> tuple[World, TrainResult]:
+    """A run that nothing changes any more, and its world."""
+    world = World(folder=tmp_path_factory.mktemp("finished"), model=tiny_folder)
+    world.annotate(world.write_pairs(60))
+    return world, train_briefly(world, uncovered="one")
+
+
+def train_briefly(world: World, **changes: Any) -> TrainResult:
+    """A run of a second, in the folder `trained` unless told otherwise."""
+    settings: dict[str, Any] = {"max_steps": 2, "save_every": 0, "eval_every": 0}
+    return train(world.config(**(settings | changes)))
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
+def test_the_runs_own_pairs_and_figures(finished: tuple[World, TrainResult], streaming: bool, tmp_path: Path) -> None:
+    """Nothing given: what the run wrote of its last evaluation comes out again."""
+    world, done = finished
+    if streaming:
+        done = train_briefly(world, streaming=True, out=str(tmp_path / "streamed"))
+    found = run_eval(done.out)
+    assert len(found.figures) == done.heldout == 8
+    metrics = {name: estimate.value for name, estimate in found.metrics.items()}
+    for name, logged in (
+        ("reward_margin", "rewards/margins"),
+        ("weighted_reward_margin", "rewards/weighted_margins"),
+        ("accuracy", "rewards/accuracies"),
+        ("weighted_accuracy", "rewards/weighted_accuracies"),
+    ):
+        assert metrics[name] == pytest.approx(done.after[f"eval_{logged}"], rel=1e-3, abs=1e-5), name
+    assert metrics["margin"] == pytest.approx(metrics["reward_margin"] / 0.1)
+    assert metrics["kl_per_token"] > 0.0
+    assert found.figures.chosen_characters is not None
+    assert (found.trained_pairs, found.trained_prompts) == (0, 0)
+    assert found.rows()["trained on"] == "none of them"
+
+
+def test_what_is_written_can_be_compared_with(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
+    """eval.json lies beside the model, holds every pair, and changes neither the model nor what it is known by."""
+    world, first = finished
+    second = train_briefly(world, out=str(tmp_path / "second"), loss="simpo", beta=2.0)
+    identity = load_model(str(first.out), device="cpu").revision
+    here = run_eval(first.out)
+    assert load_model(str(first.out), device="cpu").revision == identity
+    written = json.loads((first.out / "eval.json").read_text("utf-8"))
+    assert written["metrics"]["margin"]["value"] == here.metrics["margin"].value
+    assert written["per_pair"]["hashes"] == list(here.figures.hashes)
+    figures, beta = read_evaluation(str(first.out))
+    assert (figures.plain(), beta) == (here.figures.plain(), 0.1)
+    there = run_eval(second.out, against=str(first.out))
+    expected = there.metrics["margin"].value - here.metrics["margin"].value
+    assert there.differences["margin"].value == pytest.approx(expected, abs=1e-9)
+    assert there.beta is None  # SimPO's is no factor of ratios
+    assert "reward_margin" in here.metrics
+    assert "reward_margin" not in there.metrics
+    assert any(name.startswith("difference: ") for name in there.rows())
+    with pytest.raises(UsageError, match="made on other pairs"):
+        run_eval(second.out, limit=3, against=str(first.out))
+
+
+def test_pairs_that_were_trained_on_are_counted(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
+    """A data set of the run's own 60 pairs, one new answer to an old prompt, and one pair of its own."""
+    world, done = finished
+    rows = [json.loads(line) for line in world.pairs.read_text("utf-8").splitlines()]
+    more = [rows[0] | {"rejected": "Who knows?"}, {"prompt": "New?", "chosen": "Yes, it is.", "rejected": "No."}]
+    path = tmp_path / "all.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows + more), "utf-8")
+    found = run_eval(done.out, dataset=str(path))
+    heldout = set(run_eval(done.out).figures.hashes)
+    assert found.trained_pairs == 60 - len(heldout)
+    assert found.trained_prompts == 1 - (rows[0]["prompt"] in _prompts(done, found))
+    assert "OF THESE PAIRS WERE TRAINED ON" in found.rows()["trained on"]
+    assert found.weights is None
+    assert not any(name.startswith("weighted") for name in found.metrics)
+    with pytest.raises(MissingRows, match="2 of 62 pairs have no weights"):
+        run_eval(done.out, dataset=str(path), weights=str(world.weights))
+
+
+def _prompts(done: TrainResult, found: EvalResult) -> set[str]:
+    """Prompts that the run held out, by their places in the data set."""
+    heldout = set(run_eval(done.out).figures.hashes)
+    return {f"What is {i} plus {i}?" for i, key in enumerate(found.figures.hashes[:60]) if key in heldout}
+
+
+def test_weights_of_a_named_data_set_are_read_as_the_run_did(finished: tuple[World, TrainResult]) -> None:
+    """Which gave uncovered tokens the weight 1; with even weights all tokens have it then."""
+    world, done = finished
+    given: dict[str, Any] = {"dataset": str(world.pairs), "weights": str(world.weights), "limit": 4}
+    even = run_eval(done.out, uniform_mix=1.0, **given)
+    assert even.figures.weighted_margins == pytest.approx(even.figures.margins)
+    for changes in ({}, {"uniform_mix": 1.0, "uncovered": "zero"}):
+        other = run_eval(done.out, **given, **changes)
+        assert other.figures.weighted_margins != pytest.approx(other.figures.margins)
+
+
+def test_stored_reference_log_probs_do(finished: tuple[World, TrainResult], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without KL nothing is computed of the reference that training has stored."""
+    _, done = finished
+    exact = run_eval(done.out)
+    monkeypatch.setattr("twdpo.evaluate.run.logps_of", lambda _model, examples, **_: {} if not examples else 1 / 0)
+    found = run_eval(done.out, kl=False)
+    np.testing.assert_allclose(found.figures.margins, exact.figures.margins, atol=1e-3)
+    assert found.figures.kl is None
+
+
+@pytest.mark.slow
+def test_an_adapter_is_measured_from_its_base(world: World) -> None:
+    pytest.importorskip("peft")
+    done = train_briefly(world, lora_rank=2)
+    found = run_eval(done.out)
+    assert found.metrics["weighted_reward_margin"].value == pytest.approx(
+        done.after["eval_rewards/weighted_margins"], rel=1e-3, abs=1e-5
+    )
+    (done.out / "train.yaml").unlink()
+    again = run_eval(done.out, dataset=str(world.pairs), limit=3)
+    assert again.reference == str(world.model)
+    assert (again.trained_pairs, again.beta) == (None, None)
+    assert again.rows()["trained on"] == "not known"
+
+
+def test_the_best_model_is_of_the_same_run(finished: tuple[World, TrainResult]) -> None:
+    """`best/` has no train.yaml of its own."""
+    _, done = finished
+    here, best = run_of(str(done.out)), run_of(str(done.out / "best"))
+    assert here is not None
+    assert best is not None
+    assert best.config == here.config
+    assert run_of(str(done.out / "checkpoints")) is None
+
+
+def test_what_is_missing_is_said(world: World, tmp_path: Path) -> None:
+    model = str(world.model)
+    with pytest.raises(UsageError, match="pass --reference"):
+        run_eval(model)
+    with pytest.raises(UsageError, match="pass --dataset"):
+        run_eval(model, reference=model)
+    with pytest.raises(UsageError, match="no such evaluation"):
+        run_eval(model, reference=model, against=str(tmp_path / "none"))
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(DataError, match="no evaluation of twdpo eval"):
+        run_eval(model, reference=model, against=str(tmp_path / "bad.json"))
+    other = save_tiny(tmp_path / "other", vocab_size=420)
+    with pytest.raises(ModelError, match="another vocabulary"):
+        run_eval(model, reference=str(other), dataset=str(world.pairs))
+    with pytest.raises(UsageError, match="more than the policy's context"):
+        run_eval(model, reference=model, dataset=str(world.pairs), max_length=4096)
+    done = train_briefly(world, eval_split="none")
+    with pytest.raises(UsageError, match="held out no pairs"):
+        run_eval(done.out)
+    world.weights.rename(tmp_path / "moved")
+    with pytest.raises(UsageError, match="pass --weights"):
+        run_eval(done.out)
+    found = run_eval(done.out, dataset=str(world.pairs), limit=2)
+    assert found.rows()["trained on"] == "not known"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dtype": "float16"}, "--dtype float16 is not known"),
+        ({"limit": 0}, "--limit 0 is too small"),
+        ({"level": 1.0}, "--level 1.0 is outside"),
+        ({"resamples": 5}, "--resamples 5 is too small"),
+        ({"beta": -1.0}, "--beta -1.0 must be"),
+        ({"uniform_mix": 2.0}, "--uniform-mix 2.0 is outside"),
+        ({"split": "test"}, "--split needs --dataset"),
+        ({"temperature": -1.0}, "--temperature -1.0 is too small"),
+        ({"uncovered": "two"}, "--uncovered two is not known"),
+    ],
+)
+def test_settings_out_of_range_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        EvalConfig(model="m", **given)
+
+
+def save_reward_model(folder: Path, labels: int = 1) -> Path:
+    """A tiny model with a head of so many numbers."""
+    from transformers import AutoModelForSequenceClassification
+
+    config = tiny_model().config
+    config.num_labels, config.pad_token_id = labels, 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        make: Any = AutoModelForSequenceClassification.from_config
+        make(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def ask(text: str) -> tuple[Message, ...]:
+    return (Message(role="user", content=text),)
+
+
+def test_rewards_do_not_depend_on_the_batch(tmp_path: Path) -> None:
+    """Each is what the model gives for the conversation alone; what spells a special token is text."""
+    judge = RewardModel.load(str(save_reward_model(tmp_path / "rm")), device="cpu")
+    prompts, answers = [ask("Say it."), ask("What is it, and why is it so?"), ask("Hm?")], ["Yes.", "<|im_end|>", ""]
+    found = judge.score(prompts, answers)
+    tokenizer = tiny_tokenizer()
+    for i in (0, 2):
+        text = f"<|im_start|>user\n{prompts[i][0].content}<|im_end|>\n<|im_start|>assistant\n{answers[i]}<|im_end|>\n"
+        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        with torch.no_grad():
+            assert found[i] == pytest.approx(judge.model(input_ids=ids).logits.item(), abs=1e-5)
+    assert judge.score(prompts[1:2], answers[1:2])[0] == pytest.approx(found[1], abs=1e-5)
+    assert judge.score(prompts[1:2], ["im_end"])[0] != pytest.approx(found[1], abs=1e-5)
+
+
+def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:
+    with pytest.raises(ModelError, match="gives 3 numbers"):
+        RewardModel.load(str(save_reward_model(tmp_path / "three", 3)), device="cpu")
+    with pytest.raises(ModelError, match="no reward model"):
+        RewardModel.load(str(tiny_folder), device="cpu")
+
+
+def test_win_rates_by_hand() -> None:
+    """Won, lost, equal; the first answer is longer than the reference's, the second shorter, the third as long."""
+    policy = Answers(texts=["long one", "s", "abc"], rewards=np.array([1.0, -2.0, 0.5]))
+    reference = Answers(texts=["short", "longer", "xyz"], rewards=np.array([0.0, 0.0, 0.5]))
+    found = {name: e.value for name, e in win_rates(policy, reference, Bootstrap(resamples=100)).items()}
+    assert found["win_rate"] == pytest.approx(0.5)
+    assert found["length_controlled_win_rate"] == pytest.approx((1.25 / 1.5 + 0.25 / 1.5) / 2)
+    assert found["reward_difference"] == pytest.approx((1 - 2 + 0) / 3)
+    assert (found["characters"], found["reference_characters"]) == pytest.approx((4.0, 14 / 3))
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(tiny_folder: Path) -> None:
+    loaded: LoadedModel = load_model(str(tiny_folder), device="cpu")
+    prompts = [ask("One"), ask("A rather longer question, is it not?"), ask("Three, then.")]
+    together = sample(loaded, prompts, SamplingSettings(max_new_tokens=6))
+    assert together == [sample(loaded, [p], SamplingSettings(max_new_tokens=6))[0] for p in prompts]
+    warm = SamplingSettings(max_new_tokens=6, temperature=1.0, seed=5)
+    assert sample(loaded, prompts, warm) == sample(loaded, prompts, warm)
+    assert sample(loaded, prompts, warm) != sample(loaded, prompts, replace(warm, seed=6))
+
+
+def test_win_rates_from_end_to_end(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
+    _, done = finished
+    judge = save_reward_model(tmp_path / "rm")
+    found = run_eval(done.out, reward_model=str(judge), max_new_tokens=5, limit=4)
+    assert found.rewards is not None
+    assert len(found.rewards.answers) == 4
+    assert {"win_rate", "reward_difference", "kl_per_token_sampled"} <= found.rewards.metrics.keys()
+    written = json.loads((done.out / "eval.json").read_text("utf-8"))
+    assert written["reward_model"]["model"] == str(judge)
+    assert "win rate" in found.rows()
