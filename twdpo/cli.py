@@ -100,6 +100,7 @@ def train(config: TrainConfig) -> None:
 app.command()(cli_inspect.inspect)
 app.command()(cli_compare.compare)
 app.command()(cli_benchmarks.generate)
+app.command()(cli_benchmarks.judge)
 
 
 @app.command()

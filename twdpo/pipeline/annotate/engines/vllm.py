@@ -107,8 +107,8 @@ class VllmEngine(DecoderEngine):
             outputs = self._llm.generate(requests, sampling, use_tqdm=False)
         except Exception as error:  # whatever it raises: its workers, its kernels or its models failed
             raise ModelError(
-                f"vLLM stopped: {vllm_reason(error)}; VLLM_LOGGING_LEVEL=INFO shows its log, --engine transformers does "
-                "without it"
+                f"vLLM stopped: {vllm_reason(error)}; VLLM_LOGGING_LEVEL=INFO shows its log, --engine transformers "
+                "does without it"
             ) from error
         rows = self._take({output.request_id: _places(p) for output, p in zip(outputs, prompts, strict=True)}, layers)
         return [
