@@ -35,24 +35,28 @@ def find_questions(benchmark: str, version: str) -> Path:
             "`reformat v0.1`, and pass data/arena-hard-v0.1/question.jsonl of it with --questions"
         )
     repository, kind, name = PLACES[benchmark, version]
-    try:
-        with quiet():
-            return Path(huggingface_hub.hf_hub_download(repository, name, repo_type=kind, etag_timeout=_TIMEOUT))
-    except (errors.RepositoryNotFoundError, errors.EntryNotFoundError) as error:
-        if isinstance(error, errors.LocalEntryNotFoundError):
+    with quiet():
+        try:
+            # One short request finds out whether the hub answers; a download would try for half a minute.
+            huggingface_hub.HfApi().repo_info(repository, repo_type=kind, timeout=_TIMEOUT)
+            return Path(huggingface_hub.hf_hub_download(repository, name, repo_type=kind))
+        except (errors.RepositoryNotFoundError, errors.RemoteEntryNotFoundError) as error:
+            raise HubUnavailable(
+                f"the {kind} {repository} on the hub has no {name} that you may read; pass a file with --questions"
+            ) from error
+        except Exception as error:  # the classes of the transport differ between releases of huggingface_hub
+            known = storage_error(error, "the hub's cache") if isinstance(error, OSError) else None
+            if known is not None:
+                raise known from error
+            kept = huggingface_hub.try_to_load_from_cache(repository, name, repo_type=kind)
+            if isinstance(kept, str):
+                return Path(kept)
             raise _unreachable(repository, kind, name, error) from error
-        raise HubUnavailable(
-            f"the {kind} {repository} on the hub has no {name} that you may read; pass a file with --questions"
-        ) from error
-    except Exception as error:  # the classes of the transport differ between releases of huggingface_hub
-        known = storage_error(error, "the hub's cache") if isinstance(error, OSError) else None
-        raise known or _unreachable(repository, kind, name, error) from error
 
 
 def _unreachable(repository: str, kind: str, name: str, error: Exception) -> HubUnavailable:
-    cause = error.__cause__ or error
     return HubUnavailable(
-        f"cannot get {name} of the {kind} {repository} from the hub ({first_line(cause, 100)}): download it where the "
+        f"cannot get {name} of the {kind} {repository} from the hub ({first_line(error, 100)}): download it where the "
         "hub can be reached and pass it with --questions"
     )
 

@@ -46,7 +46,7 @@ class Verdict:
     @property
     def disagree(self) -> bool:
         """Whether the two orders name different answers."""
-        return (self.first > 0.5) != (self.second > 0.5)
+        return (self.first - 0.5) * (self.second - 0.5) < 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
