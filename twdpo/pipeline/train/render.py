@@ -166,7 +166,10 @@ class Renderer:
         found = [] if eos is None else [int(eos)]
         if not self.plain:
             turns = [Message(role="user", content="probe"), Message(role="assistant", content=self._stand_in)]
-            after = self._apply(turns).partition(self._stand_in)[2]
+            try:
+                after = self._apply(turns).partition(self._stand_in)[2]
+            except RenderError:  # a conversation will give the reason
+                after = ""
             special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
             found += [int(i) for i in self._encode(after).ids[:1] if int(i) in special and int(i) not in found]
         return tuple(found)
