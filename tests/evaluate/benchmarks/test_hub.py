@@ -45,7 +45,7 @@ def ask(home: Path, **settings: str) -> list[dict[str, Any]]:
         cwd=home,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert (done.stderr, done.returncode) == ("", 0)
@@ -77,7 +77,7 @@ def test_a_hub_without_them_and_a_hub_that_is_gone_are_told(tmp_path: Path) -> N
         missing = ask(tmp_path, HF_ENDPOINT=endpoint)
     started = time.monotonic()
     gone = ask(tmp_path, HF_ENDPOINT="http://127.0.0.1:9")
-    assert time.monotonic() - started < 30
+    assert time.monotonic() - started < 100
     for key, there, nowhere in zip(ALL, missing, gone, strict=True):
         assert there["unavailable"]
         assert nowhere["unavailable"]
