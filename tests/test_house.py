@@ -30,6 +30,7 @@ FORBIDDEN = {
     "pipeline": ("twdpo.integrations", "twdpo.inspect", "twdpo.cli"),
     "integrations": ("twdpo.pipeline.annotate", "twdpo.pipeline.importing", "twdpo.inspect", "twdpo.cli"),
     "pipeline/importing": ("twdpo.pipeline.annotate", "twdpo.pipeline.train", "twdpo.inspect", "twdpo.cli"),
+    "evaluate": ("twdpo.integrations", "twdpo.inspect", "twdpo.cli"),
     "inspect": ("twdpo.pipeline", "twdpo.cli", "torch", "transformers"),
 }
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from twdpo import __version__, cli_cache, cli_compare, cli_evaluate, cli_inspect, recipes
+from twdpo import __version__, cli_benchmarks, cli_cache, cli_compare, cli_evaluate, cli_inspect, recipes
 from twdpo.errors import Interrupted, TwdpoError, UsageError
 from twdpo.options import configured
 from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
@@ -100,6 +100,8 @@ def train(config: TrainConfig) -> None:
 app.command()(cli_inspect.inspect)
 app.command("eval")(cli_evaluate.evaluate)
 app.command()(cli_compare.compare)
+app.command()(cli_benchmarks.generate)
+app.command()(cli_benchmarks.judge)
 
 
 @app.command()

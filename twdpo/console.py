@@ -102,6 +102,26 @@ class _AnnotateLog:
             self._console.print(f"{progress.seen}{of} pairs  {_pace(progress)}".rstrip(), soft_wrap=True, markup=False)
 
 
+@contextmanager
+def pacing(waiting: str, doing: str) -> Iterator[Callable[[int, int, str], None]]:
+    """Show done, total and a note while the block lasts: a bar on a terminal, now and then a line in a log."""
+    console = stderr()
+    if console.is_terminal:
+        with progress_bar(console) as bar:
+            task = bar.add_task(waiting, total=None, note="")
+            yield lambda done, total, note: bar.update(task, description=doing, total=total, completed=done, note=note)
+        return
+    last = -_LOG_SECONDS
+
+    def show(done: int, total: int, note: str) -> None:
+        nonlocal last
+        if (now := time.monotonic()) - last >= _LOG_SECONDS:
+            last = now
+            console.print(f"{doing} {done:,} of {total:,}  {note}".rstrip(), soft_wrap=True, markup=False)
+
+    yield show
+
+
 def _pace(progress: AnnotateProgress) -> str:
     """The rates, and how long it will take where there is more to do."""
     left = f"{duration(progress.left)} left" if progress.left else ""

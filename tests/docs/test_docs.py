@@ -56,8 +56,15 @@ _LINK = re.compile(r"\]\((?!https?:|mailto:)(?P<target>[^)\s]+)\)")
 #: An option as prose and examples spell it; in a table's ruler or a dash there is no letter.
 _FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9]*(?:[-_][a-z0-9]+)*")
 _ROW = re.compile(r"^\| `(?P<flag>--[\w-]+)` \| (?P<default>\S+) \|", re.MULTILINE)
-#: Options of programs other than this one: pip, Slurm, and accelerate, which spells them with underscores.
+#: Options of programs other than this one: pip, Slurm, the benchmarks' tools, and accelerate, which has underscores.
 _FOREIGN = {
+    "--annotators_config",
+    "--judge-names",
+    "--model-list",
+    "--model_outputs",
+    "--parallel",
+    "--reference_outputs",
+    "--setting-file",
     "--array",
     "--gpus",
     "--requeue",

@@ -25,6 +25,7 @@ from twdpo.preferences import Message, Pair
 
 #: Part of what identifies rendered text; to be raised where the rules of this file change.
 _RULES = 1
+_SURROGATE = "the text holds half of a surrogate pair, which is not valid text"
 _LABELS = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -111,7 +112,7 @@ class Renderer:
     ) -> None:
         self.max_length = max_length
         self.plain = chat_template(tokenizer) is None
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._literal = LiteralTokenizer(tokenizer)
         self._arguments = dict(chat_template_kwargs or {})
         self._stand_in = f"answer{secrets.token_hex(8)}"
@@ -122,9 +123,9 @@ class Renderer:
         """16 hex digits over the chat template and the rules by which pairs become tokens."""
         content = {
             "rules": _RULES,
-            "template": chat_template(self._tokenizer),
+            "template": chat_template(self.tokenizer),
             "arguments": self._arguments,
-            "special": self._tokenizer.special_tokens_map,
+            "special": self.tokenizer.special_tokens_map,
             "date": FIXED_DATE,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
@@ -137,7 +138,7 @@ class Renderer:
             prompt_ids = self._encode(prompt).ids
             sides = [(text, self._encode(text.text)) for text in (chosen, rejected)]
         except (UnicodeEncodeError, TypeError):  # which of them depends on the tokenizers library's version
-            raise RenderError("the text holds half of a surrogate pair, which is not valid text") from None
+            raise RenderError(_SURROGATE) from None
         # A token that spans the end of the prompt belongs to the completion, on both sides alike.
         prompt_length = min(_common_prefix(prompt_ids, tokens.ids) for _, tokens in sides)
         if prompt_length == 0:
@@ -146,6 +147,32 @@ class Renderer:
             raise RenderError(f"the prompt alone fills --max-length {self.max_length}")
         chosen_side, rejected_side = (text.side(tokens, prompt_length, self.max_length) for text, tokens in sides)
         return RenderedPair(chosen=chosen_side, rejected=rejected_side)
+
+    def prompt_ids(self, prompt: Sequence[Message]) -> NDArray[np.int32]:
+        """The tokens of a conversation with the generation header, after which an answer is to come: int32[n].
+
+        Raises RenderError.
+        """
+        text = plain_prompt(prompt) if self.plain else self._prompt_text(self._shielded(prompt))
+        try:
+            return self._encode(text).ids
+        except (UnicodeEncodeError, TypeError):
+            raise RenderError(_SURROGATE) from None
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer: the tokenizer's end of sequence, and what ends a turn in the chat template."""
+        eos = self.tokenizer.eos_token_id
+        found = [] if eos is None else [int(eos)]
+        if not self.plain:
+            turns = [Message(role="user", content="probe"), Message(role="assistant", content=self._stand_in)]
+            try:
+                after = self._apply(turns).partition(self._stand_in)[2]
+            except RenderError:  # a conversation will give the reason
+                after = ""
+            special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+            found += [int(i) for i in self._encode(after).ids[:1] if int(i) in special and int(i) not in found]
+        return tuple(found)
 
     def _encode(self, text: str) -> Tokens:
         tokens = self._literal.encode(text)
@@ -162,7 +189,7 @@ class Renderer:
     def _plain_texts(self, pair: Pair) -> tuple[str, RenderedText, RenderedText]:
         """Without a chat template: the prompt's text, the answer, the end-of-sequence token."""
         prompt = plain_prompt(pair.prompt)
-        end = self._literal.mark(self._tokenizer.eos_token or "")
+        end = self._literal.mark(self.tokenizer.eos_token or "")
         chosen, rejected = (
             RenderedText(text=prompt + answer + end, answer_at=len(prompt), answer_length=len(answer), cut_before=0)
             for answer in (pair.chosen, pair.rejected)
@@ -170,14 +197,20 @@ class Renderer:
         return prompt, chosen, rejected
 
     def _chat_texts(self, pair: Pair) -> tuple[str, RenderedText, RenderedText]:
-        shielded = [Message(role=m.role, content=self._literal.shield(m.content)) for m in pair.prompt]
-        prompt = self._apply(shielded, add_generation_prompt=True)
+        shielded = self._shielded(pair.prompt)
+        prompt = self._prompt_text(shielded)
         framed = self._apply([*shielded, Message(role="assistant", content=self._stand_in)])
         before, found, after = framed.partition(self._stand_in)
         if not found or self._stand_in in after:
             raise RenderError("the chat template does not show the answer once, as it is")
         chosen, rejected = (self._find(shielded, answer, before, after) for answer in (pair.chosen, pair.rejected))
         return prompt, chosen, rejected
+
+    def _shielded(self, prompt: Sequence[Message]) -> list[Message]:
+        return [Message(role=m.role, content=self._literal.shield(m.content)) for m in prompt]
+
+    def _prompt_text(self, shielded: Sequence[Message]) -> str:
+        return self._apply(shielded, add_generation_prompt=True)
 
     def _find(self, prompt: list[Message], answer: str, before: str, after: str) -> RenderedText:
         """Where the chat template put which part of the answer."""
@@ -188,7 +221,7 @@ class Renderer:
         """The chat template's text, its special tokens marked and those spelt in messages as plain text."""
         try:
             rendered = render_chat(
-                self._tokenizer,
+                self.tokenizer,
                 messages,
                 add_generation_prompt=add_generation_prompt,
                 in_parts=self._in_parts,
@@ -204,7 +237,7 @@ class Renderer:
         shown = []
         for in_parts in (False, True):
             try:
-                rendered = render_chat(self._tokenizer, turns, in_parts=in_parts, arguments=self._arguments)
+                rendered = render_chat(self.tokenizer, turns, in_parts=in_parts, arguments=self._arguments)
             except Exception:  # templates are programs and raise what they like; a pair will give the reason
                 rendered = ""
             shown.append("probe" in rendered and self._stand_in in rendered)

@@ -107,8 +107,8 @@ class VllmEngine(DecoderEngine):
             outputs = self._llm.generate(requests, sampling, use_tqdm=False)
         except Exception as error:  # whatever it raises: its workers, its kernels or its models failed
             raise ModelError(
-                f"vLLM stopped: {_why(error)}; VLLM_LOGGING_LEVEL=INFO shows its log, --engine transformers does "
-                "without it"
+                f"vLLM stopped: {vllm_reason(error)}; VLLM_LOGGING_LEVEL=INFO shows its log, --engine transformers "
+                "does without it"
             ) from error
         rows = self._take({output.request_id: _places(p) for output, p in zip(outputs, prompts, strict=True)}, layers)
         return [
@@ -169,11 +169,7 @@ def load_vllm(options: VllmOptions, *, check: Callable[[Any], None] = lambda _co
     if options.model.endswith(".gguf") or holds_adapter(options.model):
         kind = "a GGUF file" if options.model.endswith(".gguf") else "an adapter"
         raise ModelError(f"{options.model} is {kind}, which --engine vllm does not load; use --engine transformers")
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    with _quiet():
-        vllm = import_vllm()
-        device = _device(options.device)
+    vllm, device = start_vllm(options.device)
     folder, identity, arguments = locate(options.model, options.revision, options.trust_remote_code)
     with loading(options.model, "model"):
         config: Any = AutoConfig.from_pretrained(folder, **arguments)
@@ -184,14 +180,25 @@ def load_vllm(options: VllmOptions, *, check: Callable[[Any], None] = lambda _co
     if (before := _loaded()) is not None:
         before.close()
     gc.collect()  # what is left of another would end the groups of processes that the new one needs
-    with _quiet():
-        llm = _load(
+    with quiet_vllm():
+        llm = make_llm(
             vllm, vllm_arguments(options, folder, commit or arguments.get("revision"), dtype, device), options.model
         )
     step_tokens = llm.llm_engine.vllm_config.scheduler_config.max_num_batched_tokens if device != "cpu" else 0
     engine = VllmEngine(llm, config, _sampling(vllm), step_tokens=step_tokens)
     _loaded = weakref.ref(engine)
     return LoadedEngine(engine=engine, tokenizer=tokenizer, revision=identity or commit, dtype=dtype)
+
+
+def start_vllm(device: str) -> tuple[Any, str]:
+    """The package vllm, imported with the settings that it is run with here, and the device that it runs on.
+
+    Raises UsageError where it is missing or runs on another device.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    with quiet_vllm():
+        return import_vllm(), _device(device)
 
 
 def _device(device: str) -> str:
@@ -240,14 +247,15 @@ def vllm_arguments(options: VllmOptions, folder: str, revision: str | None, dtyp
     return {name: value for name, value in arguments.items() if value is not None}
 
 
-def _load(vllm: Any, arguments: dict[str, Any], name: str) -> Any:
+def make_llm(vllm: Any, arguments: dict[str, Any], name: str) -> Any:
+    """A vLLM engine that holds the model `name`. Raises ModelError."""
     try:
         return vllm.LLM(**arguments)
     except (ValueError, KeyError, ImportError, RuntimeError, TypeError, AttributeError, OSError, AssertionError) as e:
-        raise ModelError(f"vLLM cannot load {name}: {_why(e)}") from None
+        raise ModelError(f"vLLM cannot load {name}: {vllm_reason(e)}") from None
 
 
-def _why(error: Exception) -> str:
+def vllm_reason(error: Exception) -> str:
     """What an error says in one line; pydantic's put what matters below the first."""
     inner = getattr(error, "errors", None)
     if callable(inner) and (parts := inner()):
@@ -300,7 +308,7 @@ def _remedy(failure: str) -> str:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_vllm() -> Iterator[None]:
     """Keep what vLLM and its libraries write while loading off the terminal, unless the user asked vLLM for its log.
 
     Much of it comes from below Python, so it is the file descriptors that are turned away.
