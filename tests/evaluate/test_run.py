@@ -14,6 +14,7 @@ import torch
 
 from tests.fixtures.tiny_models import save_tiny, tiny_model, tiny_tokenizer
 from tests.pipeline.train.conftest import World
+from twdpo.cli import main
 from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
 from twdpo.evaluate.result import EvalResult, read_evaluation
@@ -215,6 +216,41 @@ def test_what_is_missing_is_said(world: World, tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EvalConfig(model="m", **given)
+
+
+def test_the_command_prints_a_table_or_json(
+    finished: tuple[World, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, done = finished
+    command = ["eval", str(done.out), "--device", "cpu", "--resamples", "100", "--limit", "3", "--out"]
+    assert main([*command, str(tmp_path / "e.json"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "e.json").read_text("utf-8"))
+    assert main([*command, str(tmp_path), "--no-kl"]) == 2
+    assert "is a folder; name a file in it" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "new" / "e.json"), "--no-kl"]) == 0
+    assert (tmp_path / "new" / "e.json").is_file()
+    shown = capsys.readouterr().out
+    assert "accuracy, length-controlled" in shown
+    assert "KL" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "MODEL is missing"),
+        (["nowhere"], 2, "what nowhere was trained from is not known (no such folder here); pass --reference"),
+        (["m", "--limit", "many"], 2, "Invalid value for '--limit'"),
+        (["m", "--split", "test"], 2, "--split needs --dataset"),
+        (["m", "--reference", "m", "--against", "nowhere.json"], 2, "--against nowhere.json: no such evaluation"),
+    ],
+)
+def test_mistakes_are_one_line(
+    arguments: list[str], code: int, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", *arguments]) == code
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
 
 
 def save_reward_model(folder: Path, labels: int = 1) -> Path:

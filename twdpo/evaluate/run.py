@@ -6,6 +6,7 @@ Not for: measuring (`heldout.py`), which pairs there are (`pairs.py`), reward mo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.reference import open_store, read_reference
 from twdpo.pipeline.train.render import Renderer, RenderError
 from twdpo.preferences import Message, Pair
-from twdpo.weights_cache.durable import write_file
+from twdpo.weights_cache.durable import make_folder, write_file
 
 _MAX_LENGTH = 2048
 #: Pairs whose reference states are in memory at a time.
@@ -48,6 +49,7 @@ class _Model:
 
 def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
     """Evaluate as `config` says. Raises what its parts raise."""
+    out = _out(config)
     trained = run_of(config.model)
     name, revision = (
         (config.reference, config.reference_revision) if config.reference else origin(config.model, trained)
@@ -85,7 +87,7 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         against=config.against,
         differences=differences(figures, other[0], beta=(beta, other[1]), bootstrap=bootstrap) if other else {},
         rewards=_rewards(config, policy, reference, renderer, pairs, bootstrap, device, progress),
-        out=_out(config),
+        out=out,
     )
     if result.out is not None:
         text = json.dumps(result.plain(), ensure_ascii=False, indent=1)
@@ -236,7 +238,12 @@ def _weights(config: EvalConfig, trained: Run | None) -> str | None:
 
 
 def _out(config: EvalConfig) -> Path | None:
-    if config.out is not None:
-        return Path(config.out)
-    folder = Path(config.model).expanduser()
-    return folder / FILE if folder.is_dir() else None
+    """Where the result goes, known to be possible before anything is computed; None for a model that is no folder."""
+    if config.out is None:
+        folder = Path(config.model).expanduser()
+        return folder / FILE if folder.is_dir() and os.access(folder, os.W_OK) else None
+    out = Path(config.out)
+    if out.is_dir():
+        raise UsageError(f"--out {out} is a folder; name a file in it, such as {out / FILE}")
+    make_folder(out.parent)
+    return out

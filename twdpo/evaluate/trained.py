@@ -50,4 +50,5 @@ def origin(model: str, run: Run | None) -> tuple[str, str | None]:
             return str(settings["base_model_name_or_path"]), settings.get("revision")
         except (OSError, ValueError, KeyError, TypeError):
             pass  # loading it will say what is wrong with it
-    raise UsageError(f"what {model} was trained from is not known (no train.yaml); pass --reference")
+    why = "no train.yaml" if Path(model).expanduser().is_dir() else "no such folder here"
+    raise UsageError(f"what {model} was trained from is not known ({why}); pass --reference")
