@@ -167,7 +167,7 @@ def test_tis_files(name: str, tmp_path: Path) -> None:
     assert not verify(tmp_path / "out").problems
     raw = run(tmp_path / name, tmp_path / "raw", log_ratios=True)
     assert counts(raw) == (7, 7, 0, 0, 0)
-    assert Manifest.load(tmp_path / "raw").defaults == {"attn_source": "0"}
+    assert Manifest.load(tmp_path / "raw").defaults == {"attn_source": "0", "sink_fix": False}
 
 
 @pytest.mark.parametrize(
