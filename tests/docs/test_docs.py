@@ -29,6 +29,7 @@ from tests.weights_cache.samples import LAYERS, RECIPE, make_row
 from twdpo import recipes
 from twdpo.cli import app, main
 from twdpo.config import resolve
+from twdpo.evaluate.compare.config import load_config
 from twdpo.pipeline.annotate import AnnotateConfig
 from twdpo.pipeline.annotate.sources import registry
 from twdpo.pipeline.train import TrainConfig
@@ -224,9 +225,16 @@ def test_configuration_files_that_are_shown_are_accepted(page: Path, title: str,
         assert all(hasattr(resolved, key) for key in yaml.safe_load(block))
 
 
+def test_the_comparison_that_is_shown_is_accepted(tmp_path: Path) -> None:
+    [block] = _fences(DOCS / "compare.md", "yaml", "compare.yaml")
+    (tmp_path / "compare.yaml").write_text(block, "utf-8")
+    assert set(yaml.safe_load(block)["arms"]) >= {"dpo", "shuffled"}
+    assert load_config(str(tmp_path / "compare.yaml")).arms
+
+
 def test_every_yaml_block_is_one_that_is_checked() -> None:
     titles = {m["title"] for page in PAGES for m in _FENCE.finditer(page.read_text("utf-8")) if m["kind"] == "yaml"}
-    assert titles == {"annotate.yaml", "train.yaml", *(f"{name}.yaml" for name in recipes.names())}
+    assert titles == {"annotate.yaml", "compare.yaml", "train.yaml", *(f"{name}.yaml" for name in recipes.names())}
 
 
 @pytest.mark.parametrize("name", recipes.names())
