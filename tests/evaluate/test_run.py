@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
 from twdpo.evaluate.result import EvalResult, read_evaluation
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
-from twdpo.evaluate.sampling import SamplingSettings, sample
 from twdpo.evaluate.statistics import Bootstrap
 from twdpo.evaluate.trained import run_of
-from twdpo.pipeline.models import LoadedModel, load_model
+from twdpo.pipeline.models import load_model
 from twdpo.pipeline.train import TrainResult, train
 from twdpo.preferences import Message
 
@@ -302,16 +300,6 @@ def test_win_rates_by_hand() -> None:
     assert found["length_controlled_win_rate"] == pytest.approx((1.25 / 1.5 + 0.25 / 1.5) / 2)
     assert found["reward_difference"] == pytest.approx((1 - 2 + 0) / 3)
     assert (found["characters"], found["reference_characters"]) == pytest.approx((4.0, 14 / 3))
-
-
-def test_greedy_answers_do_not_depend_on_the_batch(tiny_folder: Path) -> None:
-    loaded: LoadedModel = load_model(str(tiny_folder), device="cpu")
-    prompts = [ask("One"), ask("A rather longer question, is it not?"), ask("Three, then.")]
-    together = sample(loaded, prompts, SamplingSettings(max_new_tokens=6))
-    assert together == [sample(loaded, [p], SamplingSettings(max_new_tokens=6))[0] for p in prompts]
-    warm = SamplingSettings(max_new_tokens=6, temperature=1.0, seed=5)
-    assert sample(loaded, prompts, warm) == sample(loaded, prompts, warm)
-    assert sample(loaded, prompts, warm) != sample(loaded, prompts, replace(warm, seed=6))
 
 
 def test_win_rates_from_end_to_end(finished: tuple[World, TrainResult], tmp_path: Path) -> None:

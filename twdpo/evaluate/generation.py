@@ -13,7 +13,7 @@ import gc
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -276,9 +276,15 @@ def renderer_of(tokenizer: Any, settings: GenerationSettings) -> Renderer:
 
 
 def generate(
-    loaded: LoadedModel, conversations: Sequence[Sequence[Message]], settings: GenerationSettings
+    loaded: LoadedModel,
+    conversations: Sequence[Sequence[Message]],
+    settings: GenerationSettings,
+    advance: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """An answer to each conversation, in order. Raises ModelError where one can't be answered."""
+    """An answer to each conversation, in order; `advance` is told how many more are there.
+
+    Raises ModelError where one can't be answered.
+    """
     generator = TransformersGenerator(loaded, settings)
     requests = [
         Request(messages=tuple(turns), temperature=settings.temperature, key=conversation_key(turns))
@@ -290,6 +296,8 @@ def generate(
             if answer.failure is not None:
                 raise ModelError(f"conversation {i} cannot be answered: {answer.failure}")
             texts[i] = answer.text
+        if advance is not None:
+            advance(len(batch))
     return texts
 
 

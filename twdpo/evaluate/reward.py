@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from twdpo.errors import ModelError
-from twdpo.evaluate.sampling import conversation_ids
 from twdpo.evaluate.statistics import Bootstrap, Estimate, Floats, is_longer, is_right, length_controlled, mean
+from twdpo.pipeline.chat import chat_template, render_chat
 from twdpo.pipeline.models import context_length, input_device, load_tokenizer, loading, locate, quiet_progress
 from twdpo.pipeline.tokens import LiteralTokenizer
+from twdpo.pipeline.train.render import plain_prompt
 from twdpo.preferences import Message
 
 #: Sequences scored together.
@@ -57,7 +58,7 @@ class RewardModel:
         """The reward of each answer to its prompt. Sequences beyond the model's context lose their beginning."""
         literal, context = LiteralTokenizer(self.tokenizer), context_length(self.model.config)
         sequences = [
-            conversation_ids(self.tokenizer, literal, [*p, Message(role="assistant", content=answer)], complete=True)
+            _conversation_ids(self.tokenizer, literal, [*p, Message(role="assistant", content=answer)])
             for p, answer in zip(prompts, answers, strict=True)
         ]
         sequences = [ids if context is None else ids[-context:] for ids in sequences]
@@ -84,6 +85,21 @@ class RewardModel:
         inputs = {"input_ids": torch.from_numpy(ids).to(device), "attention_mask": torch.from_numpy(mask).to(device)}
         logits_B1 = self.model(**inputs).logits
         return np.asarray(logits_B1[:, 0].double().cpu().numpy())
+
+
+def _conversation_ids(tokenizer: Any, literal: LiteralTokenizer, messages: Sequence[Message]) -> list[int]:
+    """A conversation that ends with an answer, as the chat template has it; what spells a special token stays text."""
+    if chat_template(tokenizer) is None:
+        text = plain_prompt(messages[:-1]) + messages[-1].content
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        return [*literal.bos_ids, *literal.encode(text).ids.tolist(), *end]
+    shielded = [Message(role=m.role, content=literal.shield(m.content)) for m in messages]
+    try:
+        rendered = render_chat(tokenizer, shielded, add_generation_prompt=False)
+    except Exception as error:  # templates are programs and raise what they like
+        raise ModelError(f"the chat template refuses a conversation: {error}") from None
+    found: list[int] = literal.encode(literal.unshield(literal.mark(rendered))).ids.tolist()
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

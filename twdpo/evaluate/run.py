@@ -17,11 +17,11 @@ import torch
 from twdpo.errors import ModelError, UsageError
 from twdpo.evaluate.config import EvalConfig
 from twdpo.evaluate.figures import PairFigures, differences, summarize
+from twdpo.evaluate.generation import GenerationSettings, generate
 from twdpo.evaluate.heldout import ReferenceStates, logps_of, measure
 from twdpo.evaluate.pairs import HeldoutPairs, heldout_pairs, plain_example
 from twdpo.evaluate.result import FILE, EvalResult, RewardResult, read_evaluation
 from twdpo.evaluate.reward import Answers, RewardModel, answers_plain, win_rates
-from twdpo.evaluate.sampling import SamplingSettings, sample
 from twdpo.evaluate.statistics import Bootstrap, Estimate, ratio
 from twdpo.evaluate.trained import Run, origin, run_of
 from twdpo.pipeline.models import LoadedModel, context_length, load_model, pick_device
@@ -188,7 +188,7 @@ def _rewards(
         return None
     judge = RewardModel.load(config.reward_model, device=device, trust_remote_code=config.trust_remote_code)
     prompts = list(dict.fromkeys(pair.prompt for pair in pairs.pairs))
-    settings = SamplingSettings(
+    settings = GenerationSettings(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         seed=config.seed,
@@ -197,7 +197,7 @@ def _rewards(
     progress.start("answers", 2 * len(prompts))
     found = []
     for model in (policy, reference):
-        texts = sample(model.loaded, prompts, settings, lambda items: progress.advance("answers", items))
+        texts = generate(model.loaded, prompts, settings, lambda items: progress.advance("answers", items))
         found.append(Answers(texts=texts, rewards=judge.score(prompts, texts)))
     progress.finish("answers")
     metrics = win_rates(found[0], found[1], bootstrap)
