@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.tiny_models import save_tiny, tiny_model, tiny_tokenizer
+from tests.fixtures.tiny_models import save_reward_model, save_tiny, tiny_tokenizer
 from tests.pipeline.train.conftest import World
 from twdpo.cli import main
 from twdpo.errors import DataError, MissingRows, ModelError, UsageError
@@ -249,20 +249,6 @@ def test_mistakes_are_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
-
-
-def save_reward_model(folder: Path, labels: int = 1) -> Path:
-    """A tiny model with a head of so many numbers."""
-    from transformers import AutoModelForSequenceClassification
-
-    config = tiny_model().config
-    config.num_labels, config.pad_token_id = labels, 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(3)
-        make: Any = AutoModelForSequenceClassification.from_config
-        make(config).save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return folder
 
 
 def ask(text: str) -> tuple[Message, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.fixtures.tiny_models import save_tiny
+from tests.fixtures.tiny_models import save_reward_model, save_tiny
 from twdpo import cli
 from twdpo.errors import Interrupted, UsageError
 from twdpo.evaluate.compare import CompareConfig, Comparison, Watch, compare
@@ -119,6 +119,24 @@ def test_ctrl_c_keeps_finished_runs(world: Path, done: Comparison) -> None:
 
 def attention(world: Path) -> Path:
     return world / "comparison" / "caches" / "attention"
+
+
+def test_a_reward_model_scores_the_policies_own_answers(world: Path, done: Comparison, tmp_path: Path) -> None:
+    config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,))
+    config |= {"reward_model": str(save_reward_model(tmp_path / "reward")), "max_new_tokens": 4}
+    config["arms"] = {"attention": {}}
+    found = compare(CompareConfig(**config))
+    assert found.frontier is not None
+    run = RunResult.load(tmp_path / "out" / "runs" / "attention" / "beta-0.1" / "seed-1" / "run.json")
+    assert run.rewards is not None
+    assert len(run.rewards) == len(run.figures)
+    assert len(set(run.rewards)) > 1
+    assert found.frontier.points["attention", 0.1]["reward"].value == pytest.approx(np.mean(run.rewards))
+    assert "| reward |" in (tmp_path / "out" / "comparison.md").read_text()
+    # The same policy has been measured without a reward model.
+    np.testing.assert_array_equal(
+        run.figures.margins, RunResult.load(run_file(world, "attention", "0.1", 1)).figures.margins
+    )
 
 
 def test_weights_of_other_pairs_are_refused(world: Path, done: Comparison, tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ class CompareConfig:
     of attention weights that is there already, None to make one. arms: as the file has them, name → settings. match:
     scale every arm's weights to the summed weight of the baseline (as its beta, which is the same). split_seed: decides
     the held-out pairs, which are the same for all runs. keep_models: keep every trained model, not its evaluation
-    alone. resamples: of the bootstrap. annotate, train: options of the two stages for all arms alike.
+    alone. resamples: of the bootstrap. reward_model: scores an answer of every policy to each held-out prompt, of at
+    most max_new_tokens, drawn at `temperature` (0 for the likeliest tokens). annotate, train: options of the two stages
+    for all arms alike.
     Raises UsageError.
     """
 
@@ -105,6 +107,9 @@ class CompareConfig:
     split_seed: int = 0
     keep_models: bool = False
     resamples: int = 4000
+    reward_model: str | None = None
+    max_new_tokens: int = 512
+    temperature: float = 0.0
     annotate: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
 
@@ -121,6 +126,10 @@ class CompareConfig:
             raise UsageError(f"seeds: {_listed(self.seeds)} must be whole numbers from 0 on")
         if self.resamples < 100:
             raise UsageError(f"resamples: {self.resamples} is too few for an interval; the least is 100")
+        if self.max_new_tokens < 1:
+            raise UsageError(f"max_new_tokens: {self.max_new_tokens} is too few; the least is 1")
+        if not 0 <= self.temperature < math.inf:
+            raise UsageError(f"temperature: {self.temperature} must be a number from 0 on")
         arms = self.expanded
         if self.baseline not in {arm.name for arm in arms}:
             known = ", ".join(arm.name for arm in arms)

@@ -9,6 +9,7 @@ Shapes: A arms, B betas, S seeds, N pairs, R resamples, X of either. Not for: wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,9 +21,8 @@ from twdpo.evaluate.statistics import LEVEL, Estimate, Floats, is_right
 
 Key = TypeVar("Key")
 
-#: What is told of each point, in this order; the first is the frontier's abscissa.
-KL = "kl_per_token"
-METRICS = (KL, "accuracy", "length_controlled_accuracy", "margin")
+#: The frontier's abscissa; and what there is only with a reward model.
+KL, REWARD = "kl_per_token", "reward"
 #: Points at which two frontiers are compared, evenly spread over the logarithm of the KL that both reach.
 _GRID = 25
 
@@ -49,11 +49,16 @@ class Frontier:
 
 
 def frontier(
-    runs: Mapping[tuple[str, float, int], PairFigures], baseline: str, *, resamples: int, seed: int = 0
+    runs: Mapping[tuple[str, float, int], PairFigures],
+    baseline: str,
+    *,
+    rewards: Mapping[tuple[str, float, int], Sequence[float]] | None = None,
+    resamples: int,
+    seed: int = 0,
 ) -> Frontier:
     """The frontier of complete runs: (arm, beta, seed) → figures of the same pairs, each arm at each beta and seed.
 
-    Raises ValueError where runs are missing or of other pairs.
+    rewards: of the same runs, an entry a pair. Raises ValueError where runs are missing or of other pairs.
     """
     arms = _unique(arm for arm, _, _ in runs)
     betas = _unique(beta for _, beta, _ in runs)
@@ -65,7 +70,8 @@ def frontier(
     if any(each.hashes != figures[0].hashes for each in figures):
         raise ValueError("all runs must be measured on the same pairs")
     shape = (len(arms), len(betas), len(seeds))
-    metrics = _metrics(figures, shape, resamples, np.random.default_rng(seed))
+    scored = [np.asarray(rewards[key]) for key in itertools.product(arms, betas, seeds)] if rewards else []
+    metrics = _metrics(figures, scored, shape, resamples, np.random.default_rng(seed))
     count, base = len(figures[0]), arms.index(baseline)
     keys = [(a, b) for a in range(len(arms)) for b in range(len(betas))]
     return Frontier(
@@ -92,7 +98,11 @@ def frontier(
 
 
 def _metrics(
-    figures: Sequence[PairFigures], shape: tuple[int, int, int], resamples: int, rng: np.random.Generator
+    figures: Sequence[PairFigures],
+    rewards: Sequence[Floats],
+    shape: tuple[int, int, int],
+    resamples: int,
+    rng: np.random.Generator,
 ) -> dict[str, Draws]:
     """Each metric over the runs, as measured and drawn."""
     count, seeds = len(figures[0]), shape[2]
@@ -124,6 +134,8 @@ def _metrics(
         ),
         "margin": ratio([each.margins for each in figures], ones),
     }
+    if rewards:
+        found[REWARD] = ratio(rewards, ones)
     kls = [each.kl for each in figures]
     known = [kl for kl in kls if kl is not None]
     if len(known) < len(kls):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twdpo.evaluate.compare.frontier import KL, Frontier
+from twdpo.evaluate.compare.frontier import KL, REWARD, Frontier
 from twdpo.plotting import (
     BLUE,
     GREEN,
@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 NAME = "frontier"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 _MARKERS = "osD^vP"
-_PANELS = (("accuracy", "held-out accuracy, %", 100.0), ("margin", "held-out margin, nats", 1.0))
+_PANELS = (
+    ("accuracy", "held-out accuracy, %", 100.0),
+    ("margin", "held-out margin, nats", 1.0),
+    (REWARD, "reward of its own answers", 1.0),
+)
 
 
 def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -> tuple[Path, ...]:
@@ -44,8 +48,9 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     arms = list(dict.fromkeys(arm for arm, _ in found.points))
+    panels = [panel for panel in _PANELS if panel[0] in next(iter(found.points.values()))]
     with plain_style():
-        figure = Figure(figsize=(9.0, 4.6), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(1.6 + 3.7 * len(panels), 4.6), layout="constrained", facecolor="white")
         engine: Any = figure.get_layout_engine()
         engine.set(rect=(0.005, 0.0, 0.99, 0.88))
         figure.text(
@@ -57,8 +62,8 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
             va="top",
         )
         figure.text(0.012, 0.92, title, fontsize=9, color=QUIET, va="top", parse_math=False)
-        panels = figure.subplots(1, 2)
-        for axes, (metric, label, factor) in zip(panels, _PANELS, strict=True):
+        columns = figure.subplots(1, len(panels))
+        for axes, (metric, label, factor) in zip(columns, panels, strict=True):
             for place, arm in enumerate(arms):
                 _line(axes, found, arm, metric, factor, place, is_baseline=arm == baseline)
             axes.set_xscale("log")
@@ -67,7 +72,7 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("KL from the reference, nats a token")
             axes.set_ylabel(label)
-        handles, labels = panels[0].get_legend_handles_labels()
+        handles, labels = columns[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False)
         settle(figure)
         paths = []

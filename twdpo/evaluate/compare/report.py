@@ -14,7 +14,7 @@ from typing import Any
 
 from twdpo import __version__
 from twdpo.evaluate.compare.config import CompareConfig
-from twdpo.evaluate.compare.frontier import KL, Frontier
+from twdpo.evaluate.compare.frontier import KL, REWARD, Frontier
 from twdpo.evaluate.compare.plot import write_picture
 from twdpo.evaluate.compare.prepared import Prepared
 from twdpo.evaluate.compare.runs import RunResult
@@ -29,6 +29,7 @@ _SHOWN: Mapping[str, tuple[str, float, int]] = {
     "accuracy": ("accuracy, %", 100.0, 1),
     "length_controlled_accuracy": ("length-controlled, %", 100.0, 1),
     "margin": ("margin, nats", 1.0, 2),
+    REWARD: ("reward", 1.0, 3),
 }
 
 _HOW_TO_READ = """\
@@ -136,7 +137,7 @@ def _markdown(
     if pictures:
         yield "![Accuracy and margin against the KL from the reference](frontier.png)\n"
     yield "## Where each arm stands\n"
-    names = list(_SHOWN)
+    names = [name for name in _SHOWN if name in next(iter(found.points.values()))]
     headings = tuple(_SHOWN[name][0] for name in names)
     yield from _table(
         ("arm", "beta", *headings),
@@ -161,6 +162,11 @@ def _markdown(
     )
     yield "## How to read this\n"
     yield _HOW_TO_READ.format(resamples=config.resamples, heldout=len(first.heldout), seeds=len(seeds))
+    if REWARD in names:
+        yield (
+            f"Reward: of {config.reward_model} for the policy's own answers to the held-out prompts, of at most "
+            f"{config.max_new_tokens} tokens, temperature {config.temperature:g}.\n"
+        )
 
 
 def _weights(arm: Prepared) -> str:

@@ -18,6 +18,7 @@ from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.evaluate.compare.frontier import Frontier, frontier
 from twdpo.evaluate.compare.prepared import Prepared, check_same_pairs, prepare, scales
 from twdpo.evaluate.compare.report import Report, write_report
+from twdpo.evaluate.compare.rewarding import Rewarding
 from twdpo.evaluate.compare.runs import Run, RunResult, execute, finished, open_policy, plan
 from twdpo.evaluate.heldout import ReferenceStates
 from twdpo.pipeline.annotate import AnnotateProgress
@@ -90,9 +91,11 @@ def _compare(config: CompareConfig, watch: Watch) -> Comparison:
     report = Report(config=config, arms=arms, scale=scale)
     if missing:
         by_name = {arm.arm.name: arm for arm in arms}
+        hashes = [example.example_hash for example in arms[0].heldout]
+        rewarding = Rewarding.open(config, hashes, runs[0].training.device)
         reference = _reference(config, arms[0], runs[0])
         for run in missing:
-            results[run] = execute(run, by_name[run.arm], reference, config, watch.training)
+            results[run] = execute(run, by_name[run.arm], reference, config, watch.training, rewarding)
             watch.ran(results[run])
             if run.seed != (next((r.seed for r in runs if r not in results), None)):
                 _report(report, runs, results)
@@ -111,7 +114,7 @@ def _prepare(config: CompareConfig, caches: Mapping[str, Path]) -> list[Prepared
 
 def _reference(config: CompareConfig, arm: Prepared, run: Run) -> ReferenceStates:
     """What the untrained policy says of the held-out pairs, once for all runs."""
-    return ReferenceStates.of(open_policy(config.model, run.training), arm.heldout)
+    return ReferenceStates.of(open_policy(config.model, run.training)[1], arm.heldout)
 
 
 def _report(
@@ -122,8 +125,9 @@ def _report(
     figures = {(run.arm, run.beta, run.seed): results[run].figures for run in runs if run.seed in seeds}
     if not figures:
         return None, (), ()
-    found = frontier(figures, report.config.baseline, resamples=report.config.resamples)
     complete = [results[run] for run in runs if run.seed in seeds]
+    rewards = {(run.arm, run.beta, run.seed): run.rewards for run in complete if run.rewards is not None}
+    found = frontier(figures, report.config.baseline, rewards=rewards, resamples=report.config.resamples)
     return found, seeds, write_report(report, found, complete, seeds)
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
@@ -20,9 +20,10 @@ import torch
 from twdpo.errors import CacheCorrupt
 from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.evaluate.compare.prepared import Prepared
+from twdpo.evaluate.compare.rewarding import Rewarding
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.heldout import ReferenceStates, measure
-from twdpo.pipeline.models import ADAPTER_CONFIGURATION, load_model, pick_device, resolve_dtype
+from twdpo.pipeline.models import ADAPTER_CONFIGURATION, LoadedModel, load_model, pick_device, resolve_dtype
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.config import FREE_ON_RESUME
 from twdpo.pipeline.train.logps import TokenLogps
@@ -52,7 +53,11 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunResult:
-    """What a run gave. steps, loss: of the training, its last record; seconds: training, and measuring."""
+    """What a run gave; figures and rewards have one entry a held-out pair, in the same order.
+
+    trained_beta: after the arm's scale. last: the last record of the training's metrics. seconds: of each part.
+    rewards: of the policy's own answers to the pairs' prompts, None without a reward model.
+    """
 
     arm: str
     beta: float
@@ -63,10 +68,11 @@ class RunResult:
     last: Mapping[str, float]
     seconds: Mapping[str, float]
     figures: PairFigures
+    rewards: Sequence[float] | None = None
 
     def save(self, path: Path) -> None:
         """Write it durably; raises StorageError."""
-        names = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "last", "seconds")
+        names = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "last", "seconds", "rewards")
         content = {name: getattr(self, name) for name in names} | {"pairs": self.figures.plain()}
         write_file(path, json.dumps(content).encode())
 
@@ -98,7 +104,7 @@ def plan(config: CompareConfig, arms: list[Prepared], scale: Mapping[str, float]
                         seed=seed,
                         folder=folder,
                         training=training,
-                        fingerprint=_fingerprint(training, arm.digest),
+                        fingerprint=_fingerprint(config, training, arm.digest),
                     )
                 )
     return runs
@@ -114,7 +120,12 @@ def finished(run: Run) -> RunResult | None:
 
 
 def execute(
-    run: Run, arm: Prepared, reference: ReferenceStates, config: CompareConfig, progress: TrainProgress
+    run: Run,
+    arm: Prepared,
+    reference: ReferenceStates,
+    config: CompareConfig,
+    progress: TrainProgress,
+    rewarding: Rewarding | None = None,
 ) -> RunResult:
     """Train, measure and write down one run; the model is deleted unless it is to be kept.
 
@@ -125,9 +136,10 @@ def execute(
     if not _is_trained(run):
         seconds |= train(replace(run.training, reference_cache=str(Path(config.out) / REFERENCE)), progress).seconds
     started = time.perf_counter()
-    policy = open_policy(str(model), run.training)
+    loaded, policy = open_policy(str(model), run.training)
     figures = measure(policy, arm.heldout, reference)
-    del policy
+    rewards = None if rewarding is None else rewarding.of(loaded).tolist()
+    del loaded, policy
     seconds["measuring"] = time.perf_counter() - started
     records = MetricsFile(model / METRICS).read()
     done = RunResult(
@@ -140,6 +152,7 @@ def execute(
         last={} if not records else records[-1],
         seconds=seconds,
         figures=figures,
+        rewards=rewards,
     )
     done.save(run.folder / RESULT)
     if not config.keep_models:
@@ -157,8 +170,8 @@ def _is_trained(run: Run) -> bool:
     return any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIGURATION))
 
 
-def open_policy(model: str, training: TrainConfig) -> TokenLogps:
-    """A model as a function to log-probs, in the precision that its training has."""
+def open_policy(model: str, training: TrainConfig) -> tuple[LoadedModel, TokenLogps]:
+    """A model, and the same as a function to log-probs, in the precision that its training has."""
     loaded = load_model(
         model,
         dtype="float32",
@@ -167,14 +180,16 @@ def open_policy(model: str, training: TrainConfig) -> TokenLogps:
         revision=training.revision if model == training.model else None,
     )
     is_half = resolve_dtype(training.dtype, pick_device(training.device)) == "bfloat16"
-    return TokenLogps(loaded.model, autocast=torch.bfloat16 if is_half else None, layout=training.layout)
+    return loaded, TokenLogps(loaded.model, autocast=torch.bfloat16 if is_half else None, layout=training.layout)
 
 
-def _fingerprint(training: TrainConfig, digest: str) -> str:
+def _fingerprint(config: CompareConfig, training: TrainConfig, digest: str) -> str:
     """What decides the numbers of a run: settings, pairs, weights. Defaults are left out: new ones change none."""
     deciding = {
         field.name: value
         for field in fields(training)
         if field.name not in FREE_ON_RESUME | {"weights"} and (value := getattr(training, field.name)) != field.default
     }
+    if config.reward_model is not None:
+        deciding["reward"] = [config.reward_model, config.max_new_tokens, config.temperature]
     return hashlib.sha256(json.dumps([deciding, digest], sort_keys=True).encode()).hexdigest()[:16]
