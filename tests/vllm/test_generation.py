@@ -24,7 +24,7 @@ def requests(temperature: float) -> list[Request]:
 def test_answers_are_those_of_transformers(tmp_path: Path) -> None:
     from twdpo.evaluate.generation_vllm import load_vllm_generator
 
-    model = str(save_tiny(tmp_path / "tiny", "llama", context=512))
+    model = str(save_tiny(tmp_path / "tiny", "llama", context=512, hidden_size=128, head_dim=32))
     config = GenerateConfig(benchmark="mt_bench", model=model, dtype="float32")
     settings = GenerationSettings(max_new_tokens=24, seed=3)
     generator, revision, dtype = load_vllm_generator(config, settings)
