@@ -2,6 +2,7 @@
 # All GPU checks and benchmarks of both stages in one go; prints tables.
 #
 #   bash benchmarks/on_gpu.sh PAIRS.parquet
+#   EXPERIMENT=folder bash benchmarks/on_gpu.sh PAIRS.parquet    and docs/experiments/does-weighting-help.md, larger
 #
 # Needs an environment with twdpo, its extras trl and peft, bitsandbytes and pytest, and the embedded model (see the
 # Makefile). Nothing is downloaded. PYTHON chooses the interpreter.
@@ -21,4 +22,8 @@ echo "## 135M, float32";       "$python" benchmarks/train.py "$pairs" --device c
 echo "## 135M, bfloat16";      "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --pairs 64 --batch 8 --rounds 3 --trl-checkpointing || status=1
 echo "## 1.2B, bfloat16";      "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --model random-1b --pairs 32 --batch 4 --rounds 3 || status=1
 echo "## Part by part, 1.2B";  "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --model random-1b --pairs 32 --batch 4 --rounds 1 --ablate || status=1
+# Longer than the rest together, and the folder is gone on with: only on request.
+if [ -n "${EXPERIMENT:-}" ]; then
+  echo "## Does weighting help?"; "$python" benchmarks/does_weighting_help.py "$pairs" --out "$EXPERIMENT" --max-tokens 1024 --heldout 500 --batch 32 || status=1
+fi
 exit "$status"

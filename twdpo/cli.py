@@ -5,16 +5,15 @@ Heavy imports stand inside the commands, so that `twdpo --help` answers at once.
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twdpo import __version__, cli_benchmarks, cli_cache, cli_compare, cli_evaluate, cli_inspect, recipes
-from twdpo.errors import Interrupted, TwdpoError, UsageError
-from twdpo.options import configured
+from twdpo.errors import Interrupted, TwdpoError
+from twdpo.options import configured, json_object
 from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.train.config import HELP as TRAIN_HELP
@@ -51,18 +50,8 @@ def _root(
     pass
 
 
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError(f'{text!r} is no JSON object; write for example {{"enable_thinking": false}}')
-    return value
-
-
 @app.command()
-@configured(AnnotateConfig, ANNOTATE_HELP, {"chat_template_kwargs": _json})
+@configured(AnnotateConfig, ANNOTATE_HELP, {"chat_template_kwargs": json_object})
 def annotate(config: AnnotateConfig) -> None:
     """Stage one: judge preference pairs and write token weights into a cache.
 

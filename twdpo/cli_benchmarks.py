@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
-from twdpo.errors import UsageError
 from twdpo.evaluate.benchmarks.config import HELP as GENERATE_HELP
 from twdpo.evaluate.benchmarks.config import GenerateConfig
 from twdpo.evaluate.judging.config import HELP as JUDGE_HELP
 from twdpo.evaluate.judging.config import JudgeConfig
-from twdpo.options import configured
+from twdpo.options import configured, json_object
 
 
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = None
-    if not isinstance(value, dict):
-        raise UsageError(f'{text!r} is no JSON object; write for example {{"enable_thinking": false}}')
-    return value
-
-
-@configured(GenerateConfig, GENERATE_HELP, {"chat_template_kwargs": _json})
+@configured(GenerateConfig, GENERATE_HELP, {"chat_template_kwargs": json_object})
 def generate(config: GenerateConfig) -> None:
     """Answer the questions of AlpacaEval 2, MT-Bench or Arena-Hard, in the file that its official tool reads.
 
@@ -44,7 +32,7 @@ def generate(config: GenerateConfig) -> None:
         out.print(line, soft_wrap=True, markup=False)
 
 
-@configured(JudgeConfig, JUDGE_HELP, {"chat_template_kwargs": _json}, positional=("a", "b"))
+@configured(JudgeConfig, JUDGE_HELP, {"chat_template_kwargs": json_object}, positional=("a", "b"))
 def judge(config: JudgeConfig) -> None:
     """Compare two models' answers to a benchmark with a judge on this machine: no API key, no leaderboard.
 

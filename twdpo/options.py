@@ -6,6 +6,7 @@ Not for: what the options mean; `HELP` beside each configuration says that.
 from __future__ import annotations
 
 import inspect
+import json
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping
@@ -15,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from twdpo.config import resolve
+from twdpo.errors import UsageError
 
 Config = TypeVar("Config")
 
@@ -87,3 +89,14 @@ def _show(default: Any) -> str:
     if default is True:
         return "on"
     return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An option's text as a JSON object. Raises UsageError."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise UsageError(f'{text!r} is no JSON object; write for example {{"enable_thinking": false}}')
+    return value

@@ -57,6 +57,11 @@ def twdpo_loss(chosen: SideLogps, rejected: SideLogps, *, beta: float, label_smo
     plus, minus = Sums.of(chosen), Sums.of(rejected)
     u = beta * (plus.weighted_ratio - minus.weighted_ratio)
     losses = -(1.0 - label_smoothing) * logsigmoid(u) - label_smoothing * logsigmoid(-u)
+    return with_ratio_rewards(losses, u, plus, minus, beta)
+
+
+def with_ratio_rewards(losses: Tensor, u: Tensor, plus: Sums, minus: Sums, beta: float) -> PairLosses:
+    """Losses with β times the log-ratios as rewards."""
     return PairLosses(
         losses=losses,
         u=u,

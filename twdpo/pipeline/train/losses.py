@@ -14,7 +14,7 @@ from functools import partial
 from torch.nn.functional import logsigmoid
 
 from twdpo.pipeline.train.config import TrainConfig
-from twdpo.pipeline.train.loss import PairLosses, SideLogps, Sums, twdpo_loss
+from twdpo.pipeline.train.loss import PairLosses, SideLogps, Sums, twdpo_loss, with_ratio_rewards
 
 Loss = Callable[[SideLogps, SideLogps], PairLosses]
 
@@ -52,18 +52,7 @@ def ipo_loss(chosen: SideLogps, rejected: SideLogps, *, beta: float, mean: bool 
     """
     plus, minus = Sums.of(chosen), Sums.of(rejected)
     h = plus.mean_ratio - minus.mean_ratio if mean else plus.weighted_ratio - minus.weighted_ratio
-    return PairLosses(
-        losses=(h - 1.0 / (2.0 * beta)) ** 2,
-        u=beta * h,
-        chosen_rewards=beta * plus.ratio,
-        rejected_rewards=beta * minus.ratio,
-        weighted_chosen_rewards=beta * plus.weighted_ratio.detach(),
-        weighted_rejected_rewards=beta * minus.weighted_ratio.detach(),
-        chosen_logps=plus.logps,
-        rejected_logps=minus.logps,
-        weighted_chosen_logps=plus.weighted_logps,
-        weighted_rejected_logps=minus.weighted_logps,
-    )
+    return with_ratio_rewards((h - 1.0 / (2.0 * beta)) ** 2, beta * h, plus, minus, beta)
 
 
 def loss_of(config: TrainConfig) -> Loss:
