@@ -25,7 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.filterwarnings("ignore"))
 
 
-@pytest.fixture(autouse=True)
+# Of the session, so that it comes before fixtures of modules, which load models.
+@pytest.fixture(autouse=True, scope="session")
 def _installed() -> None:
     if not INSTALLED:
         pytest.skip("needs vLLM, which has an environment of its own: make test-vllm")
