@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.fixtures.tiny_models import save_reward_model, save_tiny
 from twdpo import cli
@@ -47,8 +49,17 @@ def settings(world: Path, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread_in_all() -> Iterator[None]:
+    """Runs of this module are compared to the last bit, which the number of threads decides, too."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def done(world: Path) -> Comparison:
+def done(world: Path, one_thread_in_all: None) -> Comparison:
     return compare(CompareConfig(**settings(world)))
 
 
