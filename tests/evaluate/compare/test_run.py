@@ -160,6 +160,21 @@ def test_weights_of_other_pairs_are_refused(world: Path, done: Comparison, tmp_p
         compare(CompareConfig(**config | {"dataset": str(tmp_path / "pairs.jsonl")}))
 
 
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        ({"source": "magic"}, "--source magic is not known"),
+        ({"source": "position", "source_options": "gamma=2"}, "gamma must be above 0 and at most 1"),
+    ],
+)
+def test_sources_are_looked_at_before_the_first_is_made(
+    world: Path, tmp_path: Path, arm: dict[str, str], said: str
+) -> None:
+    with pytest.raises(UsageError, match=said):
+        compare(CompareConfig(**settings(world, out=str(tmp_path / "out"), arms={"attention": {}, "other": arm})))
+    assert not (tmp_path / "out" / "caches").exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(world: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(UsageError, match="holds no comparison"):

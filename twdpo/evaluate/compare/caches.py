@@ -14,6 +14,7 @@ from twdpo.config import to_yaml
 from twdpo.evaluate.compare.config import Arm, CompareConfig
 from twdpo.pipeline.annotate import AnnotateProgress, annotate
 from twdpo.pipeline.annotate.sources import source_class
+from twdpo.pipeline.annotate.sources.options import parse_options
 from twdpo.weights_cache import Manifest
 from twdpo.weights_cache.durable import make_folder, write_file
 
@@ -49,6 +50,8 @@ def make_caches(config: CompareConfig, show: Show) -> dict[str, Path]:
         Manifest.load(Path(config.weights))
         caches[ATTENTION, None] = Path(config.weights)
     needed = {(arm.source, arm.source_options): arm for arm in config.expanded}
+    for arm in needed.values():  # before the first of them takes its hours
+        parse_options(arm.source_options, source_class(arm.source).Options, arm.source)
     reworks = {key: source_class(arm.source).takes_base for key, arm in needed.items()}
     if any(reworks.values()):
         needed.setdefault((ATTENTION, None), Arm(name=ATTENTION))
