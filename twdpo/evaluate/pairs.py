@@ -10,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from twdpo.evaluate.trained import Run
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner, Side
 from twdpo.pipeline.train.parts import parts_of, rows_of
+from twdpo.pipeline.train.processes import Alone
 from twdpo.pipeline.train.progress import TrainProgress
 from twdpo.pipeline.train.render import RenderedSide, Renderer, RenderError
 from twdpo.pipeline.train.streamed import StreamedFeed
@@ -27,8 +27,6 @@ from twdpo.pipeline.train.survey import prompt_key, survey
 from twdpo.preferences import Pair, Reject, load, resolve
 from twdpo.weights_cache import Manifest, WeightsCache
 from twdpo.weights_cache.transforms import parse_attn_source
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +106,7 @@ def _of_survey(
 def _of_stream(
     trained: TrainConfig, cache: WeightsCache, renderer: Renderer
 ) -> tuple[list[Example], list[Pair], Counter[str]]:
-    feed = StreamedFeed(trained, cache, renderer, _Alone(), TrainProgress())
+    feed = StreamedFeed(trained, cache, renderer, Alone(), TrainProgress())
     try:
         examples = feed.heldout.mine
     finally:
@@ -252,13 +250,3 @@ def _windows(rows: Iterable[tuple[Pair, bool]]) -> Iterator[list[tuple[Pair, boo
     iterator = iter(rows)
     while window := list(islice(iterator, WINDOW)):
         yield window
-
-
-class _Alone:
-    """A single process."""
-
-    rank, count = 0, 1
-
-    def collect(self, items: Sequence[Item]) -> list[Item]:
-        """Its own."""
-        return list(items)

@@ -29,8 +29,7 @@ class Prepared:
     """An arm, ready to be trained.
 
     train: hashes of the pairs, in their order. heldout: the pairs that every run is measured on, with this arm's
-    weights. summed, tokens: the training pairs' weights, summed, and their completion tokens. digest: of all that is
-    trained on.
+    weights. summed: the training pairs' weights. digest: of all that is trained on, or measured.
     """
 
     arm: Arm
@@ -38,7 +37,6 @@ class Prepared:
     train: tuple[str, ...]
     heldout: tuple[Example, ...]
     summed: float
-    tokens: int
     digest: str
     skipped: Mapping[str, int]
 
@@ -63,7 +61,6 @@ def prepare(config: CompareConfig, arm: Arm, weights: Path, renderer: Renderer) 
         train=tuple(example.example_hash for example in train),
         heldout=tuple(heldout),
         summed=float(sum(np.sum(w, dtype=np.float64) for w in weights_of)),
-        tokens=sum(map(len, weights_of)),
         digest=f"{digest}{held}",
         skipped=skipped,
     )

@@ -97,7 +97,7 @@ def _compare(config: CompareConfig, watch: Watch) -> Comparison:
         for run in missing:
             results[run] = execute(run, by_name[run.arm], reference, config, watch.training, rewarding)
             watch.ran(results[run])
-            if run.seed != (next((r.seed for r in runs if r not in results), None)):
+            if any(other not in results for other in runs) and all(r in results for r in runs if r.seed == run.seed):
                 _report(report, runs, results)
     found, seeds, files = _report(report, runs, results)
     return Comparison(out=out, frontier=found, seeds=seeds, runs=len(runs), executed=len(missing), files=files)

@@ -15,15 +15,13 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Self
 
-import torch
-
 from twdpo.errors import CacheCorrupt
 from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.evaluate.compare.prepared import Prepared
 from twdpo.evaluate.compare.rewarding import Rewarding
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.heldout import ReferenceStates, measure
-from twdpo.pipeline.models import ADAPTER_CONFIGURATION, LoadedModel, load_model, pick_device, resolve_dtype
+from twdpo.pipeline.models import ADAPTER_CONFIGURATION, LoadedModel, load_model
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.config import FREE_ON_RESUME
 from twdpo.pipeline.train.logps import TokenLogps
@@ -44,11 +42,6 @@ class Run:
     folder: Path
     training: TrainConfig
     fingerprint: str
-
-    @property
-    def name(self) -> str:
-        """As a person reads it."""
-        return f"{self.arm}, beta {self.beta:g}, seed {self.seed}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -171,7 +164,10 @@ def _is_trained(run: Run) -> bool:
 
 
 def open_policy(model: str, training: TrainConfig) -> tuple[LoadedModel, TokenLogps]:
-    """A model, and the same as a function to log-probs, in the precision that its training has."""
+    """A model, and the same as a function to log-probs.
+
+    In float32, whatever it was trained in: bfloat16's rounding adds to figures as small as those of short runs.
+    """
     loaded = load_model(
         model,
         dtype="float32",
@@ -179,8 +175,7 @@ def open_policy(model: str, training: TrainConfig) -> tuple[LoadedModel, TokenLo
         trust_remote_code=training.trust_remote_code,
         revision=training.revision if model == training.model else None,
     )
-    is_half = resolve_dtype(training.dtype, pick_device(training.device)) == "bfloat16"
-    return loaded, TokenLogps(loaded.model, autocast=torch.bfloat16 if is_half else None, layout=training.layout)
+    return loaded, TokenLogps(loaded.model, layout=training.layout)
 
 
 def _fingerprint(config: CompareConfig, training: TrainConfig, digest: str) -> str:
