@@ -19,7 +19,8 @@ from rich.rule import Rule
 from twdpo import console as show
 from twdpo import results
 from twdpo.pipeline.annotate import AnnotateConfig, AnnotateProgress, annotate
-from twdpo.pipeline.models import DEFAULT_MODEL, load_model
+from twdpo.pipeline.model_files import DEFAULT_MODEL
+from twdpo.pipeline.models import load_model
 from twdpo.pipeline.train import TrainConfig, train
 from twdpo.preferences import Message, example_hash
 from twdpo.weights_cache import WeightsCache

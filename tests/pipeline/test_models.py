@@ -9,15 +9,8 @@ import torch
 
 from tests.fixtures.tiny_models import save_tiny, tiny_model
 from twdpo.errors import HubUnavailable, ModelError, UsageError
-from twdpo.pipeline.models import (
-    cache_folder,
-    context_length,
-    forget_quantization,
-    load_model,
-    load_tokenizer,
-    pick_device,
-    resolve_dtype,
-)
+from twdpo.pipeline.model_files import cache_folder
+from twdpo.pipeline.models import context_length, load_model, load_tokenizer, pick_device, resolve_dtype
 
 
 def test_a_folder_and_what_identifies_it(tmp_path: Path) -> None:
@@ -78,9 +71,3 @@ def test_devices_and_types() -> None:
 
 def test_context_length() -> None:
     assert context_length(tiny_model(context=128).config) == 128
-
-
-def test_forgetting_quantization_leaves_others_alone() -> None:
-    model = tiny_model()
-    forget_quantization(model)
-    assert not hasattr(model, "hf_quantizer")

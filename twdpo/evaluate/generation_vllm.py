@@ -14,7 +14,8 @@ import numpy as np
 from twdpo.errors import ModelError
 from twdpo.evaluate.generation import COLD, GenerationSettings, Generator, Ids, Request, renderer_of, request_seed
 from twdpo.pipeline.annotate.engines.vllm import make_llm, quiet_vllm, start_vllm, vllm_reason
-from twdpo.pipeline.models import holds_adapter, loading, locate, resolve_dtype
+from twdpo.pipeline.model_files import holds_adapter, loading, locate
+from twdpo.pipeline.models import resolve_dtype
 
 if TYPE_CHECKING:
     from twdpo.evaluate.benchmarks.config import GenerateConfig

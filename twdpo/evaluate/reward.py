@@ -15,7 +15,8 @@ import torch
 from twdpo.errors import ModelError
 from twdpo.evaluate.statistics import Bootstrap, Estimate, Floats, is_longer, is_right, length_controlled, mean
 from twdpo.pipeline.chat import chat_template, render_chat
-from twdpo.pipeline.models import context_length, input_device, load_tokenizer, loading, locate, quiet_progress
+from twdpo.pipeline.model_files import loading, locate, quiet_progress
+from twdpo.pipeline.models import context_length, input_device, load_tokenizer
 from twdpo.pipeline.tokens import LiteralTokenizer
 from twdpo.pipeline.train.render import plain_prompt
 from twdpo.preferences import Message

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from twdpo.config import resolve
 from twdpo.errors import UsageError
-from twdpo.pipeline.models import ADAPTER_CONFIGURATION, holds_adapter
+from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION, holds_adapter
 from twdpo.pipeline.train.config import TrainConfig
 
 #: As in `pipeline/train/output.py`, which needs torch.

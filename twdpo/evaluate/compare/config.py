@@ -22,7 +22,7 @@ from typing import Any
 from twdpo.config import checked, read_yaml
 from twdpo.errors import UsageError
 from twdpo.pipeline.annotate.config import AnnotateConfig
-from twdpo.pipeline.models import DEFAULT_MODEL
+from twdpo.pipeline.model_files import DEFAULT_MODEL
 from twdpo.pipeline.train.config import TrainConfig
 
 #: The arm that the others are measured against, added where no arm has its name: DPO, every completion token alike.

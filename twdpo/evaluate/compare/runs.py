@@ -21,7 +21,8 @@ from twdpo.evaluate.compare.prepared import Prepared
 from twdpo.evaluate.compare.rewarding import Rewarding
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.heldout import ReferenceStates, measure
-from twdpo.pipeline.models import ADAPTER_CONFIGURATION, LoadedModel, load_model
+from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION
+from twdpo.pipeline.models import LoadedModel, load_model
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.config import FREE_ON_RESUME
 from twdpo.pipeline.train.logps import TokenLogps

@@ -8,7 +8,7 @@ from typing import Any
 from twdpo.errors import UsageError
 from twdpo.pipeline.annotate.config import HELP as ANNOTATE_HELP
 from twdpo.pipeline.annotate.config import AnnotateConfig
-from twdpo.pipeline.models import DEFAULT_MODEL
+from twdpo.pipeline.model_files import DEFAULT_MODEL
 
 #: Options that are those of stage one.
 _SHARED = (

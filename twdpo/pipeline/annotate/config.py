@@ -7,7 +7,8 @@ from typing import Any
 
 from twdpo.errors import UsageError
 from twdpo.pipeline.annotate.shard import Shard
-from twdpo.pipeline.models import DEFAULT_MODEL, DTYPES
+from twdpo.pipeline.model_files import DEFAULT_MODEL
+from twdpo.pipeline.models import DTYPES
 
 #: What reads a judge, how accelerate can spread one over devices, and what of a run can hold the engines.
 DEVICE_MAPS = ("auto", "balanced", "sequential")

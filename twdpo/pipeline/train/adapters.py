@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from twdpo.errors import ModelError, UsageError
 from twdpo.pipeline.extras import import_bitsandbytes, import_peft, quiet_peft
-from twdpo.pipeline.models import DEFAULT_MODEL, LoadedModel, holds_adapter, quiet_progress
+from twdpo.pipeline.model_files import DEFAULT_MODEL, holds_adapter, quiet_progress
+from twdpo.pipeline.models import LoadedModel
 from twdpo.pipeline.train.config import TrainConfig
 
 ALL_LINEAR = "all-linear"

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from twdpo import __version__
-from twdpo.pipeline.models import DEFAULT_MODEL, DEFAULT_REPOSITORY
+from twdpo.pipeline.model_files import DEFAULT_MODEL, DEFAULT_REPOSITORY
 from twdpo.pipeline.train.config import TrainConfig
 from twdpo.pipeline.train.metrics import NAMES, Record
 from twdpo.pipeline.train.retention import Best

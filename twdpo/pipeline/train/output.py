@@ -22,7 +22,7 @@ from torch import Tensor
 
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
-from twdpo.pipeline.models import ADAPTER_CONFIGURATION
+from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION
 from twdpo.pipeline.train.adapters import Policy
 from twdpo.pipeline.train.checkpoint import FOLDER, last_checkpoint, load_parameters, storing_tensors, whole_parameters
 from twdpo.pipeline.train.config import TrainConfig

@@ -26,7 +26,8 @@ from twdpo.pipeline.annotate.engines.paged import mean_over_ranks
 from twdpo.pipeline.annotate.engines.vllm_worker import AttentionReader, Places
 from twdpo.pipeline.annotate.prompt import JudgePrompt
 from twdpo.pipeline.extras import import_vllm
-from twdpo.pipeline.models import holds_adapter, loading, locate, resolve_dtype
+from twdpo.pipeline.model_files import holds_adapter, loading, locate
+from twdpo.pipeline.models import resolve_dtype
 
 #: The share of a GPU's memory that vLLM takes; the keys that the workers keep need some of the rest.
 GPU_MEMORY = 0.8

@@ -21,7 +21,7 @@ from twdpo.pipeline.annotate.prompt import PromptError
 from twdpo.pipeline.annotate.sources.attention import AttentionSource
 from twdpo.pipeline.annotate.sources.base import Setup, WeightSource
 from twdpo.pipeline.annotate.sources.reworking import Floats, random_bits, resampled, shuffled
-from twdpo.pipeline.models import DEFAULT_MODEL
+from twdpo.pipeline.model_files import DEFAULT_MODEL
 from twdpo.preferences import Pair
 from twdpo.weights_cache import Recipe, SideWeights, WeightRow, WeightsCache
 from twdpo.weights_cache.rejects import read_rejects

@@ -56,7 +56,8 @@ class TokenSource(WeightSource[_Prompts, None]):
     refuses = ("device_map", "layers")
 
     def __init__(self, setup: Setup) -> None:
-        from twdpo.pipeline.models import load_tokenizer, locate
+        from twdpo.pipeline.model_files import locate
+        from twdpo.pipeline.models import load_tokenizer
 
         config = setup.config
         tokenizer, revision = setup.tokenizer, None
