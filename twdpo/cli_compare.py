@@ -16,7 +16,8 @@ def compare(
     """Train and evaluate several ways of weighting tokens on the same pairs, and report how they differ.
 
     Every arm is trained at every beta and seed, in the same order and with the same summed weight, and measured on the
-    same held-out pairs. Run the same command again to go on after an interruption: finished runs are kept.
+    same held-out pairs. Run the same command again to go on after an interruption: finished runs are kept. Several
+    processes with the same command share the work, such as one on each GPU: CUDA_VISIBLE_DEVICES=1 twdpo compare FILE.
     """
     from twdpo import console, results
     from twdpo.evaluate.compare import compare as run

@@ -137,7 +137,14 @@ def compare_rows(result: Comparison) -> dict[str, Any]:
 
     rows: dict[str, Any] = {
         "runs": f"{result.runs:,}"
-        + (f" ({result.executed:,} of them now)" if result.executed else ", all done before"),
+        + (
+            f" ({result.executed:,} of them now)"
+            if result.executed
+            else ""
+            if result.elsewhere
+            else ", all done before"
+        ),
+        **({"elsewhere": f"{result.elsewhere:,} runs; the last process writes the report"} if result.elsewhere else {}),
         "seeds": ", ".join(map(str, result.seeds)) or "none is complete",
     }
     if result.frontier is not None:

@@ -40,6 +40,16 @@ def test_lists_are_multiplied_out(tmp_path: Path) -> None:
     ]
 
 
+def test_an_arms_own_betas_are_one_setting(tmp_path: Path) -> None:
+    text = "dataset: d\narms: {simpo: {loss: simpo, betas: [2.5, 1e0], uncovered: [zero, one]}}\n"
+    config = load_config(write(tmp_path, text))
+    assert [(arm.name, config.betas_of(arm)) for arm in config.expanded] == [
+        ("dpo", (0.01, 0.03, 0.1, 0.3)),
+        ("simpo-uncovered=zero", (1.0, 2.5)),
+        ("simpo-uncovered=one", (1.0, 2.5)),
+    ]
+
+
 def test_numbers_as_yaml_reads_them(tmp_path: Path) -> None:
     text = GOOD + "betas: [1e-1, 0.01, 1]\ntrain: {learning_rate: 1e-5, eval_split: 20}\n"
     config = load_config(write(tmp_path, text), out="elsewhere")
@@ -66,6 +76,11 @@ def test_numbers_as_yaml_reads_them(tmp_path: Path) -> None:
         (GOOD + "betas: [0.1, 0]\n", "must be numbers above 0"),
         (GOOD + "betas: [a]\n", "must be numbers above 0"),
         (GOOD + "betas: [0.1, 0.1]\n", "names one twice"),
+        ("dataset: d\narms: {a: {betas: []}}\n", "arms: a: betas is empty"),
+        ("dataset: d\narms: {a: {betas: [0.1, 0.1]}}\n", "arms: a: betas: [0.1, 0.1] names one twice"),
+        ("dataset: d\narms: {a: {betas: [true]}}\n", "must be numbers above 0"),
+        ("dataset: d\narms: {a: {simpo_gamma: 1}}\n", "--simpo-gamma needs --loss simpo"),
+        (GOOD + "train: {simpo_gamma: 1}\n", "train: simpo_gamma is decided by the comparison; set it with an arm"),
         (GOOD + "seeds: [-1]\n", "must be whole numbers from 0 on"),
         (GOOD + "resamples: 5\n", "the least is 100"),
         (GOOD + "train: {beta: 0.1}\n", "train: beta is decided by the comparison; set it with betas: at the top"),

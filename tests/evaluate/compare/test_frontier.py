@@ -125,3 +125,18 @@ def test_what_does_not_belong_together_is_refused() -> None:
     runs["dpo", 0.1, 2] = runs["dpo", 0.1, 2].select(range(11))
     with pytest.raises(ValueError, match="same pairs"):
         frontier(runs, "dpo", resamples=100)
+
+
+def test_arms_may_have_betas_of_their_own() -> None:
+    """What an arm's figures are does not depend on how many betas another has."""
+    runs = some_runs()
+    fewer = {key: run for key, run in runs.items() if key[:2] != ("attention", 1.0)}
+    found, all_of_them = (frontier(each, "dpo", resamples=200) for each in (fewer, runs))
+    assert list(found.differences) == [("attention", 0.1)]
+    for which in ("points", "differences"):
+        ours, theirs = (getattr(each, which)["attention", 0.1] for each in (found, all_of_them))
+        for name, estimate in ours.items():
+            other = theirs[name]
+            assert (estimate.value, estimate.low, estimate.high) == pytest.approx((other.value, other.low, other.high))
+    with pytest.raises(ValueError, match="at each of its betas and every seed"):
+        frontier({key: run for key, run in runs.items() if key != ("attention", 1.0, 2)}, "dpo", resamples=100)

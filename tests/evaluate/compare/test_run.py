@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from twdpo import cli
 from twdpo.errors import Interrupted, UsageError
 from twdpo.evaluate.compare import CompareConfig, Comparison, Watch, compare
 from twdpo.evaluate.compare.runs import RunResult
+from twdpo.evaluate.compare.together import claimed, joined
+from twdpo.results import compare_rows
 
 PAIRS = 24
 
@@ -128,6 +131,72 @@ def test_ctrl_c_keeps_finished_runs(world: Path, done: Comparison) -> None:
     assert not (world / "stopped" / "caches" / "attention").exists()
 
 
+def test_several_processes_share_the_runs(world: Path, done: Comparison) -> None:
+    """The second one comes while the first is between two runs, and leaves it nothing to do."""
+    config = CompareConfig(**settings(world, out=str(world / "shared"), weights=str(attention(world))))
+    others: list[Comparison] = []
+
+    class Joined(Watch):
+        seen = 0
+
+        def ran(self, result: RunResult) -> None:
+            self.seen += 1
+            if self.seen == 2:
+                others.append(compare(config))
+
+    watch = Joined()
+    first = compare(config, watch)
+    assert [(each.executed, each.elsewhere) for each in (first, *others)] == [(2, 0), (4, 0)]
+    assert watch.seen == 6
+    for path in (world / "comparison" / "runs").rglob("run.json"):
+        same = RunResult.load(world / "shared" / path.relative_to(world / "comparison"))
+        np.testing.assert_array_equal(same.figures.margins, RunResult.load(path).figures.margins)
+
+
+def test_a_run_that_another_process_is_at_is_left_to_it(world: Path, done: Comparison) -> None:
+    config = CompareConfig(**settings(world, out=str(world / "held"), weights=str(attention(world)), betas=(0.1,)))
+    folder = world / "held" / "runs" / "attention" / "beta-0.1" / "seed-1"
+    with claimed(folder) as mine:
+        assert mine
+        (world / "held" / "compare.yaml").touch()
+        left = compare(config)
+        assert (left.executed, left.elsewhere, left.seeds, left.files) == (2, 1, (), ())
+        assert "1 runs; the last process writes the report" in compare_rows(left)["elsewhere"]
+    assert (compare(config).executed, compare(config).elsewhere) == (1, 0)
+    assert (world / "held" / "comparison.md").is_file()
+
+
+def test_another_comparison_in_the_same_folder_has_to_wait(world: Path, done: Comparison) -> None:
+    with joined(CompareConfig(**settings(world))), pytest.raises(UsageError, match="with other settings is writing to"):
+        compare(CompareConfig(**settings(world, resamples=300)))
+
+
+def test_a_run_is_known_by_the_content_of_its_model_and_pairs(world: Path, done: Comparison, tmp_path: Path) -> None:
+    """Moved, they give nothing to do; the same name with another content does everything anew."""
+    out = tmp_path / "out"
+    shutil.copytree(world / "comparison", out)
+    shutil.copytree(world / "model", tmp_path / "model")
+    shutil.copy(world / "pairs.jsonl", tmp_path / "moved.jsonl")
+    moved = settings(world, out=str(out), weights=str(attention(world)), betas=(0.1,))
+    moved |= {"dataset": str(tmp_path / "moved.jsonl"), "model": str(tmp_path / "model"), "judge": str(world / "model")}
+    assert compare(CompareConfig(**moved)).executed == 0
+    save_tiny(tmp_path / "model", "llama", seed=1)
+    assert compare(CompareConfig(**moved)).executed == 3
+
+
+def test_an_arm_may_have_betas_and_a_loss_of_its_own(world: Path, done: Comparison, tmp_path: Path) -> None:
+    config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,))
+    config["arms"] = {"simpo": {"loss": "simpo", "betas": [2.0, 0.1], "simpo_gamma": 0.3}}
+    found = compare(CompareConfig(**config))
+    assert found.frontier is not None
+    assert list(found.frontier.points) == [("dpo", 0.1), ("simpo", 0.1), ("simpo", 2.0)]
+    assert list(found.frontier.differences) == [("simpo", 0.1)]
+    run = RunResult.load(tmp_path / "out" / "runs" / "simpo" / "beta-2" / "seed-1" / "run.json")
+    # A weighted mean knows no scale: there is none to be matched.
+    assert run.trained_beta == 2.0
+    assert "loss simpo" in (tmp_path / "out" / "comparison.md").read_text()
+
+
 def attention(world: Path) -> Path:
     return world / "comparison" / "caches" / "attention"
 
@@ -172,7 +241,7 @@ def test_sources_are_looked_at_before_the_first_is_made(
 ) -> None:
     with pytest.raises(UsageError, match=said):
         compare(CompareConfig(**settings(world, out=str(tmp_path / "out"), arms={"attention": {}, "other": arm})))
-    assert not (tmp_path / "out" / "caches").exists()
+    assert not list((tmp_path / "out" / "caches").iterdir())
 
 
 def test_a_folder_of_something_else_is_left_alone(world: Path, tmp_path: Path) -> None:

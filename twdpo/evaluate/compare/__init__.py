@@ -11,14 +11,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from twdpo.evaluate.compare.config import Arm, CompareConfig, load_config
+    from twdpo.evaluate.compare.arms import Arm
+    from twdpo.evaluate.compare.config import CompareConfig, load_config
     from twdpo.evaluate.compare.frontier import Frontier
     from twdpo.evaluate.compare.run import Comparison, Watch, compare
 
 __all__ = ["Arm", "CompareConfig", "Comparison", "Frontier", "Watch", "compare", "load_config"]
 
 _HOMES = {
-    "Arm": "config",
+    "Arm": "arms",
     "CompareConfig": "config",
     "Comparison": "run",
     "Frontier": "frontier",

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from twdpo.config import to_yaml
-from twdpo.evaluate.compare.config import Arm, CompareConfig
+from twdpo.evaluate.compare.arms import Arm
+from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.pipeline.annotate import AnnotateProgress, annotate
 from twdpo.pipeline.annotate.sources import source_class
 from twdpo.pipeline.annotate.sources.options import parse_options
+from twdpo.pipeline.model_files import content_identity
 from twdpo.weights_cache import Manifest
 from twdpo.weights_cache.durable import make_folder, write_file
 
@@ -72,7 +74,9 @@ def _make(config: CompareConfig, arm: Arm, base: Path | None, show: Show) -> Pat
     asked = config.annotate_config(
         arm, weights=str(folder), base=None if base is None else str(base), leave_out=left_out
     )
-    done, text = folder.with_name(f"{folder.name}.done.yaml"), to_yaml(asked)
+    done = folder.with_name(f"{folder.name}.done.yaml")
+    # What a model's files are may change under its name; stage one then says that the weights there are another's.
+    text = f"# {content_identity(asked.model, asked.revision)}\n{to_yaml(asked)}"
     if not (folder.is_dir() and done.is_file() and done.read_text("utf-8") == text):
         make_folder(folder.parent)
         annotate(asked, on_progress=show(name))

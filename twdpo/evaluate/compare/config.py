@@ -12,15 +12,14 @@ train: {learning_rate: 1e-5, batch_size: 8}
 
 from __future__ import annotations
 
-import itertools
 import math
-import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from twdpo.config import checked, read_yaml
 from twdpo.errors import UsageError
+from twdpo.evaluate.compare.arms import Arm, check_list, expand, listed, sorted_betas
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.model_files import DEFAULT_MODEL
 from twdpo.pipeline.train.config import TrainConfig
@@ -43,6 +42,8 @@ _DECIDED: Mapping[str, str] = {
     "uniform_mix": "an arm",
     "uncovered": "an arm",
     "loss": "an arm",
+    "simpo_gamma": "an arm",
+    "ipo_mean": "an arm",
     "beta": "betas: at the top",
     "seed": "seeds: at the top",
     "missing": "nothing: every arm has the same pairs",
@@ -59,37 +60,16 @@ _ANNOTATE_OWN = frozenset({"seed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Arm:
-    """One way of weighting tokens; the fields are those of `AnnotateConfig` (source) and `TrainConfig`."""
-
-    name: str
-    source: str = "attention"
-    source_options: str | None = None
-    attn_source: str = "last"
-    sink_fix: bool = True
-    uniform_mix: float = 0.0
-    uncovered: str = "zero"
-    loss: str = "twdpo"
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """What of it stage two is told."""
-        names = ("attn_source", "sink_fix", "uniform_mix", "uncovered")
-        told = {name: getattr(self, name) for name in names}
-        return told if self.loss == "twdpo" else told | {"loss": self.loss}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class CompareConfig:
     """The configuration of a comparison: every arm at every beta and seed, on the same pairs in the same order.
 
     dataset, split: the pairs. model: the policy; judge: whose attention is read, None for the policy. weights: a cache
-    of attention weights that is there already, None to make one. arms: as the file has them, name → settings. match:
-    scale every arm's weights to the summed weight of the baseline (as its beta, which is the same). split_seed: decides
-    the held-out pairs, which are the same for all runs. keep_models: keep every trained model, not its evaluation
-    alone. resamples: of the bootstrap. reward_model: scores an answer of every policy to each held-out prompt, of at
-    most max_new_tokens, drawn at `temperature` (0 for the likeliest tokens). annotate, train: options of the two stages
-    for all arms alike.
+    of attention weights that is there already, None to make one. arms: as the file has them, name → settings. betas: of
+    all arms that name none of their own. match: scale every arm's weights to the summed weight of the baseline (as its
+    beta, which is the same). split_seed: decides the held-out pairs, which are the same for all runs. keep_models: keep
+    every trained model, not its evaluation alone. resamples: of the bootstrap. reward_model: scores an answer of every
+    policy to each held-out prompt, of at most max_new_tokens, drawn at `temperature` (0 for the likeliest tokens).
+    annotate, train: options of the two stages for all arms alike.
     Raises UsageError.
     """
 
@@ -114,16 +94,10 @@ class CompareConfig:
     train: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, values in (("betas", self.betas), ("seeds", self.seeds)):
-            if not values:
-                raise UsageError(f"{name} is empty; give at least one, such as [{'0.1' if name == 'betas' else '1'}]")
-            if len(set(values)) != len(values):
-                raise UsageError(f"{name}: {_listed(values)} names one twice; leave the second out")
-        if not all(isinstance(beta, (int, float)) and 0 < beta < math.inf for beta in map(_number, self.betas)):
-            raise UsageError(f"betas: {_listed(self.betas)} must be numbers above 0")
-        object.__setattr__(self, "betas", tuple(sorted(map(_number, self.betas))))
+        object.__setattr__(self, "betas", sorted_betas(self.betas))
+        check_list("seeds", self.seeds, "1")
         if not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in self.seeds):
-            raise UsageError(f"seeds: {_listed(self.seeds)} must be whole numbers from 0 on")
+            raise UsageError(f"seeds: {listed(self.seeds)} must be whole numbers from 0 on")
         if self.resamples < 100:
             raise UsageError(f"resamples: {self.resamples} is too few for an interval; the least is 100")
         if self.max_new_tokens < 1:
@@ -138,12 +112,12 @@ class CompareConfig:
             raise UsageError("arms: there is nothing to compare; name at least one beside the baseline")
         self.annotate_config(arms[0], weights="weights")
         for arm in arms:
-            self.train_config(arm, weights="weights", out="out", beta=self.betas[0], seed=self.seeds[0])
+            self.train_config(arm, weights="weights", out="out")
 
     @property
     def expanded(self) -> tuple[Arm, ...]:
         """Every arm, the baseline first, lists of values multiplied out. Raises UsageError."""
-        arms = [arm for name, settings in self.arms.items() for arm in _expand(str(name), settings)]
+        arms = [arm for name, settings in self.arms.items() for arm in expand(str(name), settings)]
         names = [arm.name for arm in arms]
         if self.baseline == BASELINE and BASELINE not in names:
             arms.insert(0, Arm(name=BASELINE, source="uniform", uncovered="one"))
@@ -169,8 +143,17 @@ class CompareConfig:
             base=base,
         )
 
-    def train_config(self, arm: Arm, *, weights: str, out: str, beta: float, seed: int) -> TrainConfig:
-        """Stage two for one run. Its checkpoints and its own evaluations are off unless `train` asks for them."""
+    def betas_of(self, arm: Arm) -> tuple[float, ...]:
+        """The betas that an arm is trained at."""
+        return arm.betas or self.betas
+
+    def train_config(
+        self, arm: Arm, *, weights: str, out: str, beta: float | None = None, seed: int | None = None
+    ) -> TrainConfig:
+        """Stage two for one run; beta, seed: None for the first ones.
+
+        Its checkpoints and its own evaluations are off unless `train` asks for them.
+        """
         given = {"save_every": 0, "evaluate": False, **_stage(TrainConfig, self.train, "train")}
         return TrainConfig(
             **given,
@@ -180,8 +163,8 @@ class CompareConfig:
             split=self.split,
             model=self.model,
             out=out,
-            beta=beta,
-            seed=seed,
+            beta=self.betas_of(arm)[0] if beta is None else beta,
+            seed=self.seeds[0] if seed is None else seed,
             split_seed=self.split_seed,
             missing="drop",
         )
@@ -202,29 +185,6 @@ def load_config(file: str, out: str | None = None) -> CompareConfig:
         raise UsageError(f"{file}: {error}") from None
 
 
-def _expand(name: str, settings: Any) -> list[Arm]:
-    """The arms that one entry means: one for each combination of values where some are lists."""
-    if not re.fullmatch(r"[\w.+=-]+", name):
-        raise UsageError(f"arms: {name!r} names a folder; use letters, digits, and . + = - _")
-    if settings is None:
-        settings = {}
-    if not isinstance(settings, Mapping):
-        raise UsageError(f"arms: {name} must be settings such as {{source: attention, uncovered: one}}")
-    choices = {
-        str(key).replace("-", "_"): value if isinstance(value, list) else [value] for key, value in settings.items()
-    }
-    if "name" in choices:
-        raise UsageError(f"arms: {name} has a name: the entry's own")
-    several = [key for key, values in choices.items() if len(values) > 1]
-    arms = []
-    for values in itertools.product(*choices.values()):
-        combined = dict(zip(choices, values, strict=True))
-        suffix = "".join(f"-{key}={combined[key]}" for key in several)
-        taken = checked(Arm, combined, f"arms: {name}")
-        arms.append(Arm(**{"name": re.sub(r"[^\w.+=-]", "_", name + suffix), **taken}))
-    return arms
-
-
 def _stage(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Options of a stage, of their types, none of them the comparison's own to decide. Raises UsageError."""
     values = checked(kind, given, where)
@@ -233,15 +193,3 @@ def _stage(kind: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         if name in _DECIDED and name not in own:
             raise UsageError(f"{where}: {name} is decided by the comparison; set it with {_DECIDED[name]}")
     return values
-
-
-def _number(value: Any) -> Any:
-    """YAML reads 1e-2 as text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _listed(values: tuple[Any, ...]) -> str:
-    return "[" + ", ".join(str(value) for value in values) + "]"

@@ -4,7 +4,7 @@ Every figure is a mean over seeds, with an interval from drawing pairs and seeds
 all arms: differences are paired. A policy that has moved further from the reference has had more chance to learn, so
 that two arms are compared fairly where they are equally far from it: `at_equal_kl` does that along whole frontiers.
 
-Shapes: A arms, B betas, S seeds, N pairs, R resamples, X of either. Not for: what was measured (`figures.py`).
+Shapes: B betas of an arm, S seeds, N pairs, R resamples, X of either. Not for: what was measured (`figures.py`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _GRID = 25
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Draws:
-    """Every metric over the runs: `value` as measured [A, B], `drawn` over resamples [R, A, B]."""
+    """A metric of an arm at its betas: `value` as measured [B], `drawn` over resamples [R, B]."""
 
     value: Floats
     drawn: Floats
@@ -56,73 +56,83 @@ def frontier(
     resamples: int,
     seed: int = 0,
 ) -> Frontier:
-    """The frontier of complete runs: (arm, beta, seed) → figures of the same pairs, each arm at each beta and seed.
+    """The frontier of complete runs: (arm, beta, seed) → figures of the same pairs, all seeds at each beta of an arm.
 
     rewards: of the same runs, an entry a pair. Raises ValueError where runs are missing or of other pairs.
     """
-    arms = _unique(arm for arm, _, _ in runs)
-    betas = _unique(beta for _, beta, _ in runs)
+    betas = {arm: _unique(beta for each, beta, _ in runs if each == arm) for arm in _unique(arm for arm, _, _ in runs)}
     seeds = _unique(each for _, _, each in runs)
-    grid = [[[runs.get((arm, beta, each)) for each in seeds] for beta in betas] for arm in arms]
-    figures = [each for rows in grid for row in rows for each in row if each is not None]
-    if len(figures) != len(arms) * len(betas) * len(seeds):
-        raise ValueError("every arm needs a run at every beta and seed")
-    if any(each.hashes != figures[0].hashes for each in figures):
+    first = next(iter(runs.values()))
+    if len(runs) != len(seeds) * sum(map(len, betas.values())):
+        raise ValueError("every arm needs a run at each of its betas and every seed")
+    if any(each.hashes != first.hashes for each in runs.values()):
         raise ValueError("all runs must be measured on the same pairs")
-    shape = (len(arms), len(betas), len(seeds))
-    scored = [np.asarray(rewards[key]) for key in itertools.product(arms, betas, seeds)] if rewards else []
-    metrics = _metrics(figures, scored, shape, resamples, np.random.default_rng(seed))
-    count, base = len(figures[0]), arms.index(baseline)
-    keys = [(a, b) for a in range(len(arms)) for b in range(len(betas))]
+    sampling = Sampling.draw(len(first), len(seeds), resamples, np.random.default_rng(seed))
+    metrics: dict[str, dict[str, Draws]] = {}
+    for arm in betas:
+        keys = list(itertools.product([arm], betas[arm], seeds))
+        scored = [np.asarray(rewards[key]) for key in keys] if rewards else []
+        metrics[arm] = _metrics([runs[key] for key in keys], scored, sampling)
+    base, count = metrics[baseline], len(first)
     return Frontier(
         points={
-            (arms[a], betas[b]): {
-                name: _estimate(m.value[a, b], m.drawn[:, a, b], count) for name, m in metrics.items()
-            }
-            for a, b in keys
+            (arm, beta): {name: _estimate(m.value[b], m.drawn[:, b], count) for name, m in metrics[arm].items()}
+            for arm in betas
+            for b, beta in enumerate(betas[arm])
         },
         differences={
-            (arms[a], betas[b]): {
-                name: _estimate(m.value[a, b] - m.value[base, b], m.drawn[:, a, b] - m.drawn[:, base, b], count)
-                for name, m in metrics.items()
+            (arm, beta): {
+                name: _estimate(m.value[b] - base[name].value[o], m.drawn[:, b] - base[name].drawn[:, o], count)
+                for name, m in metrics[arm].items()
             }
-            for a, b in keys
-            if a != base
+            for arm in betas
+            for b, beta in enumerate(betas[arm])
+            for o, other in enumerate(betas[baseline])
+            if arm != baseline and beta == other
         },
         at_equal_kl={
-            arm: {name: _at_equal_kl(metrics[KL], m, a, base, count) for name, m in metrics.items() if name != KL}
-            for a, arm in enumerate(arms)
-            if a != base
+            arm: {name: _at_equal_kl(metrics[arm], base, name, count) for name in metrics[arm] if name != KL}
+            for arm in betas
+            if arm != baseline
         },
     )
 
 
-def _metrics(
-    figures: Sequence[PairFigures],
-    rewards: Sequence[Floats],
-    shape: tuple[int, int, int],
-    resamples: int,
-    rng: np.random.Generator,
-) -> dict[str, Draws]:
-    """Each metric over the runs, as measured and drawn."""
-    count, seeds = len(figures[0]), shape[2]
-    pairs_RN = rng.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
-    seeds_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds
-    every_N, every_S = np.ones((1, count)), np.full((1, seeds), 1 / seeds)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Sampling:
+    """Resamples of pairs and seeds, the same for all arms: how often each pair [R, N], what part each seed [R, S]."""
 
-    def ratio(tops: Sequence[Floats], bottoms: Sequence[Floats]) -> Draws:
-        """Sum over sum, over the pairs that were drawn; then the mean over the seeds that were."""
+    pairs_RN: Floats
+    seeds_RS: Floats
+
+    @classmethod
+    def draw(cls, pairs: int, seeds: int, resamples: int, rng: np.random.Generator) -> Sampling:
+        """Draw pairs and seeds with replacement."""
+        pairs_RN = rng.multinomial(pairs, np.full(pairs, 1 / pairs), resamples).astype(np.float64)
+        return cls(pairs_RN=pairs_RN, seeds_RS=rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds)
+
+    def ratio(self, tops: Sequence[Floats], bottoms: Sequence[Floats]) -> Draws:
+        """Sum over sum, over the pairs that were drawn; then the mean over the seeds that were.
+
+        tops, bottoms: [N] for each run, betas × seeds of them.
+        """
+        seeds = self.seeds_RS.shape[1]
 
         def over(pairs_XN: Floats, seeds_XS: Floats) -> Floats:
             top, bottom = (pairs_XN @ np.stack(columns).T for columns in (tops, bottoms))
             # A resample may hold no pair of a stratum.
             each = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
-            found: Floats = np.einsum("xabs,xs->xab", each.reshape(-1, *shape), seeds_XS)
+            found: Floats = np.einsum("xbs,xs->xb", each.reshape(len(each), -1, seeds), seeds_XS)
             return found
 
-        return Draws(value=over(every_N, every_S)[0], drawn=over(pairs_RN, seeds_RS))
+        every_N, every_S = np.ones((1, self.pairs_RN.shape[1])), np.full((1, seeds), 1 / seeds)
+        return Draws(value=over(every_N, every_S)[0], drawn=over(self.pairs_RN, self.seeds_RS))
 
-    ones = [np.ones(count)] * len(figures)
+
+def _metrics(figures: Sequence[PairFigures], rewards: Sequence[Floats], sampling: Sampling) -> dict[str, Draws]:
+    """Each metric of an arm, as measured and drawn; figures, rewards: of its runs, betas × seeds."""
+    ratio = sampling.ratio
+    ones = [np.ones(len(figures[0]))] * len(figures)
     right = [is_right(each.margins) for each in figures]
     longer = [each.longer for each in figures]
     shorter = [1.0 - each for each in longer]
@@ -143,20 +153,23 @@ def _metrics(
     return {KL: ratio(known, [each.tokens.astype(np.float64) for each in figures]), **found}
 
 
-def _at_equal_kl(kl: Draws, metric: Draws, arm: int, base: int, count: int) -> Estimate:
+def _at_equal_kl(arm: Mapping[str, Draws], base: Mapping[str, Draws], name: str, count: int) -> Estimate:
     """The mean difference of two frontiers over the KL that both reach."""
-    low = max(kl.value[arm].min(), kl.value[base].min())
-    high = min(kl.value[arm].max(), kl.value[base].max())
+    low = max(arm[KL].value.min(), base[KL].value.min())
+    high = min(arm[KL].value.max(), base[KL].value.max())
     if not 0 < low < high:
         return Estimate(value=np.nan, low=np.nan, high=np.nan, count=count)
     grid = np.linspace(np.log(low), np.log(high), _GRID)
-
-    def difference(kl_AB: Floats, metric_AB: Floats) -> float:
-        ours, theirs = (_along(grid, kl_AB[each], metric_AB[each]) for each in (arm, base))
-        return float(np.mean(ours - theirs))
-
-    drawn = np.array([difference(k, m) for k, m in zip(kl.drawn, metric.drawn, strict=True)])
-    return _estimate(difference(kl.value, metric.value), drawn, count)
+    value = np.mean(_along(grid, arm[KL].value, arm[name].value) - _along(grid, base[KL].value, base[name].value))
+    drawn = [
+        np.mean(_along(grid, *ours) - _along(grid, *theirs))
+        for ours, theirs in zip(
+            zip(arm[KL].drawn, arm[name].drawn, strict=True),
+            zip(base[KL].drawn, base[name].drawn, strict=True),
+            strict=True,
+        )
+    ]
+    return _estimate(float(value), np.array(drawn), count)
 
 
 def _along(grid: Floats, kl_B: Floats, metric_B: Floats) -> Floats:

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 
 from twdpo.errors import DataError, UsageError
-from twdpo.evaluate.compare.config import Arm, CompareConfig
+from twdpo.evaluate.compare.arms import Arm
+from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.feed import open_feed
 from twdpo.pipeline.train.processes import Alone
@@ -43,7 +44,7 @@ class Prepared:
 
 def prepare(config: CompareConfig, arm: Arm, weights: Path, renderer: Renderer) -> Prepared:
     """Join the pairs with an arm's weights. Raises what joining raises, DataError where nothing is held out."""
-    asked = config.train_config(arm, weights=str(weights), out="", beta=config.betas[0], seed=config.seeds[0])
+    asked = config.train_config(arm, weights=str(weights), out="")
     layers = parse_attn_source(arm.attn_source, Manifest.load(weights).recipe.layers)
     with open_feed(asked, layers, renderer, Alone(), TrainProgress()) as feed:
         assert isinstance(feed, ResidentFeed)
@@ -87,9 +88,10 @@ def check_same_pairs(arms: Sequence[Prepared]) -> None:
 def scales(arms: Sequence[Prepared], *, match: bool) -> dict[str, float]:
     """By how much each arm's weights are multiplied: with `match` so that all arms sum to what the first one's do.
 
-    Since the loss of (beta, c·w) is that of (c·beta, w), it is beta that is multiplied.
+    Since the loss of (beta, c·w) is that of (c·beta, w), it is beta that is multiplied; with IPO it is so but for a
+    factor of the whole loss, which AdamW takes out. Losses of weighted means know no scale of the weights: theirs is 1.
     """
-    return {arm.arm.name: arms[0].summed / arm.summed if match else 1.0 for arm in arms}
+    return {arm.arm.name: arms[0].summed / arm.summed if match and arm.arm.has_scale else 1.0 for arm in arms}
 
 
 def _hashes(examples: Sequence[Example]) -> tuple[str, ...]:

@@ -5,14 +5,12 @@ Not for: what a run is (`runs.py`), or what follows from the runs (`frontier.py`
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twdpo.config import to_yaml
-from twdpo.errors import Interrupted, UsageError
+from twdpo.errors import Interrupted
+from twdpo.evaluate.compare.caches import FOLDER as CACHES
 from twdpo.evaluate.compare.caches import make_caches
 from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.evaluate.compare.frontier import Frontier, frontier
@@ -20,14 +18,13 @@ from twdpo.evaluate.compare.prepared import Prepared, check_same_pairs, prepare,
 from twdpo.evaluate.compare.report import Report, write_report
 from twdpo.evaluate.compare.rewarding import Rewarding
 from twdpo.evaluate.compare.runs import Run, RunResult, execute, finished, open_policy, plan
+from twdpo.evaluate.compare.together import claimed, joined
 from twdpo.evaluate.heldout import ReferenceStates
 from twdpo.pipeline.annotate import AnnotateProgress
 from twdpo.pipeline.models import load_tokenizer
 from twdpo.pipeline.train import TrainProgress
 from twdpo.pipeline.train.render import Renderer
-from twdpo.weights_cache.durable import hold, make_folder, write_file
-
-CONFIGURATION = "compare.yaml"
+from twdpo.weights_cache.durable import locked, make_folder
 
 
 class Watch:
@@ -51,7 +48,7 @@ class Comparison:
     """What a comparison gave.
 
     frontier: None as long as no seed is complete. seeds: the complete ones. files: the report's. runs, executed: how
-    many there are, and how many of them were run now.
+    many there are, and how many of them were run now, by this process. elsewhere: how many others are at.
     """
 
     out: Path
@@ -59,17 +56,20 @@ class Comparison:
     seeds: tuple[int, ...]
     runs: int
     executed: int
+    elsewhere: int = 0
     files: tuple[Path, ...] = field(default=())
 
 
 def compare(config: CompareConfig, watch: Watch | None = None) -> Comparison:
     """Run what is missing of a comparison, and write its report after every seed.
 
-    Raises UsageError where arms have other pairs, or another comparison writes to `out`, what the two stages raise, and
-    Interrupted on Ctrl-C: finished runs are kept.
+    Several processes may do that at once, each with runs of its own; the last of them writes the last report.
+
+    Raises UsageError where arms have other pairs, or a comparison with other settings writes to `out`, what the two
+    stages raise, and Interrupted on Ctrl-C: finished runs are kept.
     """
     watch = watch or Watch()
-    with _held(Path(config.out)):
+    with joined(config):
         try:
             return _compare(config, watch)
         except KeyboardInterrupt:
@@ -80,67 +80,100 @@ def compare(config: CompareConfig, watch: Watch | None = None) -> Comparison:
 
 def _compare(config: CompareConfig, watch: Watch) -> Comparison:
     out = Path(config.out)
-    write_file(out / CONFIGURATION, to_yaml(config).encode())
-    caches = make_caches(config, watch.judging)
+    make_folder(out / CACHES)
+    with locked(out / CACHES):  # the first process makes them, and others wait for it
+        caches = make_caches(config, watch.judging)
     arms = _prepare(config, caches)
     scale = scales(arms, match=config.match)
-    runs = plan(config, arms, scale)
-    results = {run: known for run in runs if (known := finished(run)) is not None}
-    missing = [run for run in runs if run not in results]
-    watch.began(len(runs), len(results))
-    report = Report(config=config, arms=arms, scale=scale)
-    if missing:
-        by_name = {arm.arm.name: arm for arm in arms}
-        hashes = [example.example_hash for example in arms[0].heldout]
-        rewarding = Rewarding.open(config, hashes, runs[0].training.device)
-        reference = _reference(config, arms[0], runs[0])
-        for run in missing:
-            results[run] = execute(run, by_name[run.arm], reference, config, watch.training, rewarding)
-            watch.ran(results[run])
-            if any(other not in results for other in runs) and all(r in results for r in runs if r.seed == run.seed):
-                _report(report, runs, results)
-    found, seeds, files = _report(report, runs, results)
-    return Comparison(out=out, frontier=found, seeds=seeds, runs=len(runs), executed=len(missing), files=files)
+    state = _State(
+        config=config,
+        arms={arm.arm.name: arm for arm in arms},
+        runs=plan(config, arms, scale),
+        report=Report(config=config, arms=arms, scale=scale),
+    )
+    state.take_over()
+    watch.began(len(state.runs), len(state.results))
+    executed = state.execute_missing(watch) if state.missing else 0
+    found, seeds, files = state.write_report()
+    return Comparison(
+        out=out,
+        frontier=found,
+        seeds=seeds,
+        runs=len(state.runs),
+        executed=executed,
+        elsewhere=len(state.missing),
+        files=files,
+    )
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _State:
+    """The runs of a comparison, and what is known of them."""
+
+    config: CompareConfig
+    arms: Mapping[str, Prepared]
+    runs: Sequence[Run]
+    report: Report
+    results: dict[Run, RunResult] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> list[Run]:
+        """Runs that are not finished, or not known to be."""
+        return [run for run in self.runs if run not in self.results]
+
+    def take_over(self, watch: Watch | None = None) -> None:
+        """Come to know what is finished, and tell of it."""
+        for run in self.missing:
+            if (known := finished(run)) is not None:
+                self.results[run] = known
+                if watch is not None:
+                    watch.ran(known)
+
+    def execute_missing(self, watch: Watch) -> int:
+        """Do one run after another that no other process is at; how many they were."""
+        first = self.runs[0]
+        baseline = self.arms[first.arm]
+        hashes = [example.example_hash for example in baseline.heldout]
+        rewarding = Rewarding.open(self.config, hashes, first.training.device)
+        reference = ReferenceStates.of(open_policy(self.config.model, first.training)[1], baseline.heldout)
+        executed, going = 0, True
+        while going:  # until all that is missing is at others: who may be stopped, and leave it
+            going = False
+            for run in self.missing:
+                with claimed(run.folder) as mine:
+                    self.take_over(watch)
+                    if not mine or run in self.results:
+                        continue
+                    going, executed = True, executed + 1
+                    self.results[run] = execute(
+                        run, self.arms[run.arm], reference, self.config, watch.training, rewarding
+                    )
+                watch.ran(self.results[run])
+                if self.missing and self._is_complete(run.seed):
+                    self.write_report()
+        return executed
+
+    def write_report(self) -> tuple[Frontier | None, tuple[int, ...], tuple[Path, ...]]:
+        """Write the report of the seeds that are complete."""
+        self.take_over()
+        seeds = tuple(seed for seed in self.config.seeds if self._is_complete(seed))
+        figures = {(run.arm, run.beta, run.seed): self.results[run].figures for run in self.runs if run.seed in seeds}
+        if not figures:
+            return None, (), ()
+        complete = [self.results[run] for run in self.runs if run.seed in seeds]
+        rewards = {(run.arm, run.beta, run.seed): run.rewards for run in complete if run.rewards is not None}
+        found = frontier(figures, self.config.baseline, rewards=rewards, resamples=self.config.resamples)
+        with locked(Path(self.config.out) / CACHES):
+            return found, seeds, write_report(self.report, found, complete, seeds)
+
+    def _is_complete(self, seed: int) -> bool:
+        return all(run in self.results for run in self.runs if run.seed == seed)
 
 
 def _prepare(config: CompareConfig, caches: Mapping[str, Path]) -> list[Prepared]:
-    first = config.train_config(config.expanded[0], weights="", out="", beta=config.betas[0], seed=config.seeds[0])
+    first = config.train_config(config.expanded[0], weights="", out="")
     tokenizer = load_tokenizer(config.model, revision=first.revision, trust_remote_code=first.trust_remote_code)
     renderer = Renderer(tokenizer, max_length=first.max_length)
     arms = [prepare(config, arm, caches[arm.name], renderer) for arm in config.expanded]
     check_same_pairs(arms)
     return arms
-
-
-def _reference(config: CompareConfig, arm: Prepared, run: Run) -> ReferenceStates:
-    """What the untrained policy says of the held-out pairs, once for all runs."""
-    return ReferenceStates.of(open_policy(config.model, run.training)[1], arm.heldout)
-
-
-def _report(
-    report: Report, runs: list[Run], results: Mapping[Run, RunResult]
-) -> tuple[Frontier | None, tuple[int, ...], tuple[Path, ...]]:
-    """Write the report of the seeds that are complete."""
-    seeds = tuple(seed for seed in report.config.seeds if all(run in results for run in runs if run.seed == seed))
-    figures = {(run.arm, run.beta, run.seed): results[run].figures for run in runs if run.seed in seeds}
-    if not figures:
-        return None, (), ()
-    complete = [results[run] for run in runs if run.seed in seeds]
-    rewards = {(run.arm, run.beta, run.seed): run.rewards for run in complete if run.rewards is not None}
-    found = frontier(figures, report.config.baseline, rewards=rewards, resamples=report.config.resamples)
-    return found, seeds, write_report(report, found, complete, seeds)
-
-
-@contextmanager
-def _held(out: Path) -> Iterator[None]:
-    """Keep other comparisons out of the folder."""
-    make_folder(out)
-    if any(out.iterdir()) and not (out / CONFIGURATION).is_file():
-        raise UsageError(f"{out} is not empty and holds no comparison; choose another out:")
-    holding = hold(out)
-    if holding is None:
-        raise UsageError(f"another comparison is writing to {out}; wait for it, stop it, or choose another out:")
-    try:
-        yield
-    finally:
-        os.close(holding)

@@ -10,10 +10,10 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from twdpo.errors import CacheCorrupt
 from twdpo.evaluate.compare.config import CompareConfig
@@ -21,7 +21,7 @@ from twdpo.evaluate.compare.prepared import Prepared
 from twdpo.evaluate.compare.rewarding import Rewarding
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.heldout import ReferenceStates, measure
-from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION
+from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION, content_identity
 from twdpo.pipeline.models import LoadedModel, load_model
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.config import FREE_ON_RESUME
@@ -30,6 +30,12 @@ from twdpo.pipeline.train.metrics import MetricsFile
 from twdpo.pipeline.train.output import METRICS
 from twdpo.weights_cache.durable import make_folder, write_file
 
+#: How runs are measured: of what was measured otherwise, nothing is taken over.
+MEASURED = "float32"
+#: Settings that say where something lies whose content is in the fingerprint.
+_KNOWN_BY_CONTENT = frozenset({"weights", "dataset", "split", "model", "revision"})
+#: Fields of a result that a file holds as they are.
+_STORED = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "seconds", "rewards")
 FOLDER, RESULT, ASKED, REFERENCE = "runs", "run.json", "asked.txt", "reference_cache"
 
 
@@ -49,8 +55,8 @@ class Run:
 class RunResult:
     """What a run gave; figures and rewards have one entry a held-out pair, in the same order.
 
-    trained_beta: after the arm's scale. last: the last record of the training's metrics. seconds: of each part.
-    rewards: of the policy's own answers to the pairs' prompts, None without a reward model.
+    trained_beta: after the arm's scale. seconds: of each part. rewards: of the policy's own answers to the pairs'
+    prompts, None without a reward model.
     """
 
     arm: str
@@ -59,15 +65,13 @@ class RunResult:
     seed: int
     fingerprint: str
     steps: int
-    last: Mapping[str, float]
     seconds: Mapping[str, float]
     figures: PairFigures
     rewards: Sequence[float] | None = None
 
     def save(self, path: Path) -> None:
         """Write it durably; raises StorageError."""
-        names = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "last", "seconds", "rewards")
-        content = {name: getattr(self, name) for name in names} | {"pairs": self.figures.plain()}
+        content = {name: getattr(self, name) for name in _STORED} | {"pairs": self.figures.plain()}
         write_file(path, json.dumps(content).encode())
 
     @classmethod
@@ -75,33 +79,43 @@ class RunResult:
         """Read what `save` wrote. Raises CacheCorrupt."""
         try:
             content = json.loads(path.read_text("utf-8"))
-            return cls(figures=PairFigures.from_plain(content.pop("pairs")), **content)
+            return cls(figures=PairFigures.from_plain(content["pairs"]), **{name: content[name] for name in _STORED})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheCorrupt(f"{path} is damaged; delete it and run the same command again") from error
 
 
 def plan(config: CompareConfig, arms: list[Prepared], scale: Mapping[str, float]) -> list[Run]:
     """All runs: one seed after another, so that what is finished early is a whole comparison of fewer seeds."""
+    revision = config.train.get("revision")
+    models = {"model": content_identity(config.model, revision) or [config.model, revision]}
+    if config.reward_model is not None:
+        models["reward_model"] = content_identity(config.reward_model) or config.reward_model
     runs = []
     for seed in config.seeds:
-        for beta in config.betas:
+        # Neighbours are runs of one place in the arms' own lists of betas.
+        for place in range(max(len(config.betas_of(arm.arm)) for arm in arms)):
             for arm in arms:
-                name = arm.arm.name
-                folder = Path(config.out) / FOLDER / name / f"beta-{beta:g}" / f"seed-{seed}"
-                training = config.train_config(
-                    arm.arm, weights=str(arm.weights), out=str(folder / "model"), beta=beta * scale[name], seed=seed
-                )
-                runs.append(
-                    Run(
-                        arm=name,
-                        beta=beta,
-                        seed=seed,
-                        folder=folder,
-                        training=training,
-                        fingerprint=_fingerprint(config, training, arm.digest),
-                    )
-                )
+                betas = config.betas_of(arm.arm)
+                if place < len(betas):
+                    runs.append(_planned(config, arm, betas[place], scale[arm.arm.name], seed, models))
     return runs
+
+
+def _planned(
+    config: CompareConfig, arm: Prepared, beta: float, scale: float, seed: int, models: Mapping[str, Any]
+) -> Run:
+    """One run; models: what identifies those that take part."""
+    name = arm.arm.name
+    folder = Path(config.out) / FOLDER / name / f"beta-{beta:g}" / f"seed-{seed}"
+    training = config.train_config(
+        arm.arm, weights=str(arm.weights), out=str(folder / "model"), beta=beta * scale, seed=seed
+    )
+    deciding = dict(_deciding(training))
+    if config.reward_model is not None:
+        deciding["reward"] = [config.max_new_tokens, config.temperature]
+    content = json.dumps([MEASURED, dict(models), deciding, arm.digest], sort_keys=True)
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return Run(arm=name, beta=beta, seed=seed, folder=folder, training=training, fingerprint=fingerprint)
 
 
 def finished(run: Run) -> RunResult | None:
@@ -135,15 +149,13 @@ def execute(
     rewards = None if rewarding is None else rewarding.of(loaded).tolist()
     del loaded, policy
     seconds["measuring"] = time.perf_counter() - started
-    records = MetricsFile(model / METRICS).read()
     done = RunResult(
         arm=run.arm,
         beta=run.beta,
         trained_beta=float(run.training.settled().beta or 0.0),
         seed=run.seed,
         fingerprint=run.fingerprint,
-        steps=int(max(record["step"] for record in records)),
-        last={} if not records else records[-1],
+        steps=int(max(record["step"] for record in MetricsFile(model / METRICS).read())),
         seconds=seconds,
         figures=figures,
         rewards=rewards,
@@ -171,7 +183,7 @@ def open_policy(model: str, training: TrainConfig) -> tuple[LoadedModel, TokenLo
     """
     loaded = load_model(
         model,
-        dtype="float32",
+        dtype=MEASURED,
         device=training.device,
         trust_remote_code=training.trust_remote_code,
         revision=training.revision if model == training.model else None,
@@ -179,13 +191,9 @@ def open_policy(model: str, training: TrainConfig) -> tuple[LoadedModel, TokenLo
     return loaded, TokenLogps(loaded.model, layout=training.layout)
 
 
-def _fingerprint(config: CompareConfig, training: TrainConfig, digest: str) -> str:
-    """What decides the numbers of a run: settings, pairs, weights. Defaults are left out: new ones change none."""
-    deciding = {
-        field.name: value
-        for field in fields(training)
-        if field.name not in FREE_ON_RESUME | {"weights"} and (value := getattr(training, field.name)) != field.default
-    }
-    if config.reward_model is not None:
-        deciding["reward"] = [config.reward_model, config.max_new_tokens, config.temperature]
-    return hashlib.sha256(json.dumps([deciding, digest], sort_keys=True).encode()).hexdigest()[:16]
+def _deciding(training: TrainConfig) -> Iterator[tuple[str, Any]]:
+    """The settings that decide a run's numbers. Defaults are left out: new ones change none."""
+    for field in fields(training):
+        value = getattr(training, field.name)
+        if field.name not in FREE_ON_RESUME | _KNOWN_BY_CONTENT and value != field.default:
+            yield field.name, value
