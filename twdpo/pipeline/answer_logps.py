@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from twdpo.errors import ModelError
+from twdpo.pipeline.memory import give_back, out_of_memory
 from twdpo.pipeline.models import input_device
 
 #: Tokens in one pass at the most, and logits in it, where it holds more than one sequence.
@@ -88,7 +89,12 @@ def _run(model: Any, sequences: Sequence[AnswerInContext]) -> list[NDArray[np.fl
         logits_NV = _logits_at(model, ids_BT.to(device), rows_N, places_N - 1)
         chosen_N = logits_NV.gather(1, targets_N.to(logits_NV.device)[:, None])[:, 0]
         logps_N = (chosen_N - logits_NV.logsumexp(dim=1)).cpu()
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        logps_N = None
+    if logps_N is None:
+        give_back()
         return None
     return np.split(logps_N.numpy(), np.cumsum(counts)[:-1])
 

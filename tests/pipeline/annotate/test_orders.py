@@ -73,7 +73,7 @@ def test_refusals(judged: tuple[Path, Recipe, WeightRow], tmp_path: Path) -> Non
     model, recipe, _ = judged
     with pytest.raises(DataError, match="--orders needs the texts"):
         judge_again(recipe, None, (2,))
-    with pytest.raises(UsageError, match="--orders needs a judge, and the weights of this cache are by uniform"):
+    with pytest.raises(UsageError, match="as --source attention does, and the weights of this cache are by uniform"):
         judge_again(replace(recipe, source="uniform", judge_model=""), PAIR, (2,))
     with pytest.raises(ModelError, match="does not exist"):
         judge_again(replace(recipe, judge_model=str(tmp_path / "none")), PAIR, (2,))

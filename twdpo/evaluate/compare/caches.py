@@ -68,7 +68,9 @@ def _make(config: CompareConfig, arm: Arm, base: Path | None, show: Show) -> Pat
     """Run stage one for the source of `arm`, unless it has run to its end as it is asked for now."""
     name = arm.source if arm.source_options is None else f"{arm.source}-{arm.source_options}"
     folder = Path(config.out) / FOLDER / re.sub(r"[^\w.+=-]", "_", name)[:100]
-    left_out = _OF_A_MODEL | _OF_A_PROMPT if base is not None else frozenset[str]()
+    left_out = frozenset(source_class(arm.source).refuses)
+    if base is not None:
+        left_out |= _OF_A_MODEL | _OF_A_PROMPT
     if not source_class(arm.source).needs_model:
         left_out |= _OF_A_MODEL
     asked = config.annotate_config(

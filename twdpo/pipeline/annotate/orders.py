@@ -43,7 +43,10 @@ def judge_again(
     ModelError where the judge cannot be loaded or is another than the one that made the cache.
     """
     if recipe.source != "attention" or not recipe.judge_model:
-        raise UsageError(f"--orders needs a judge, and the weights of this cache are by {recipe.source}")
+        raise UsageError(
+            f"--orders judges the pair again as --source attention does, and the weights of this cache are by "
+            f"{recipe.source}"
+        )
     if pair is None:
         raise DataError("--orders needs the texts of the pair: pass --dataset, or annotate with --include-text")
     judge = Judge.load(_config(recipe, layers, device), recipe.judge_template, engine, tokenizer)

@@ -33,7 +33,7 @@ class Head:
     def logits(self, states_ND: Tensor) -> Tensor:
         """float32[N, V] (float64 for a model in it), a tensor of its own, where the head lies."""
         if self.module is None:
-            return states_ND.float()
+            return states_ND.to(torch.promote_types(states_ND.dtype, torch.float32), copy=True)
         weight = self.module.weight
         states_ND = states_ND.to(weight.device)
         if self.is_matrix:

@@ -41,8 +41,13 @@ def test_rows_are_those_of_the_product_of_full_maps(family: str, monkeypatch: py
 
 def test_without_the_verdict_it_stops_early_with_the_same_rows() -> None:
     asked = [prompt(30, 3)]
-    engine = RolloutEngine(tiny_model("llama", layers=4))
-    (early,), (late,) = engine.read(asked, (1,), None), engine.read(asked, (1,), VERDICTS)
+    model, ran = tiny_model("llama", layers=4), list[int]()
+    model.model.layers[2].register_forward_hook(lambda *_: ran.append(2))
+    engine = RolloutEngine(model)
+    (early,) = engine.read(asked, (1,), None)
+    assert not ran
+    (late,) = engine.read(asked, (1,), VERDICTS)
+    assert ran
     assert early.verdict_logits is None
     np.testing.assert_array_equal(early.attention[1][0], late.attention[1][0])
 

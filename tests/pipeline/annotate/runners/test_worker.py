@@ -148,6 +148,9 @@ def cluster(*nodes: dict[str, float]) -> Any:
         ([{"CPU": 64, "GPU": 8}, {"CPU": 64, "GPU": 8}], {}, (16, 1, 1)),
         ([{"CPU": 64, "GPU": 8}], {"workers": 3}, (3, 1, 1)),
         ([{"CPU": 64, "GPU": 8}], {"device": "cpu", "workers": 4}, (4, 16, 0)),
+        # Nothing is run: no GPU is set aside.
+        ([{"CPU": 64, "GPU": 1}], {"source": "position", "workers": 8}, (8, 8, 0)),
+        ([{"CPU": 64, "GPU": 1}], {"source": "shuffled", "base": "weights", "workers": 8}, (8, 8, 0)),
         ([{"CPU": 64, "GPU": 8}], {"device_map": "auto", "workers": 2}, (2, 1, 4)),
         ([{"CPU": 64, "GPU": 8}, {"CPU": 64, "GPU": 8}], {"device_map": "auto"}, (2, 1, 8)),
     ],

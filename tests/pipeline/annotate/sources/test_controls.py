@@ -103,8 +103,11 @@ def test_a_base_of_another_source_is_named_in_the_recipe(run: Run, tmp_path: Pat
     run("position", source="position", source_options="gamma=0.9")
     run("out", source="shuffled", base=str(tmp_path / "position"))
     recipe = Manifest.load(tmp_path / "out").recipe
-    assert recipe.source_options == {"seed": 0, "of": "position", "of_options": {"gamma": 0.9}}
+    assert recipe.source_options == {"seed": 0, "first_token": "moved", "of": "position", "of_options": {"gamma": 0.9}}
     assert not Manifest.load(tmp_path / "out").has_sink
+    # No sink lies on the first token, so that it takes part.
+    before, after = (rows_of(tmp_path / name) for name in ("position", "out"))
+    assert any(after[key].chosen.weights[0][0] != row.chosen.weights[0][0] for key, row in before.items())
     with pytest.raises(UsageError, match="its weights are shuffled already; name what it was made of"):
         run("twice", source="random", base=str(tmp_path / "out"))
 

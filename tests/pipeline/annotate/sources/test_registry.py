@@ -57,6 +57,8 @@ def test_options_that_say_nothing_to_a_source_are_refused_and_others_pass() -> N
         ("uniform", {"device_map": "auto"}, "--device-map"),
         ("tis", {"layers": "1"}, "--layers"),
         ("shuffled", {"base": "x", "max_length": 512}, "--max-length"),
+        ("shuffled", {"base": "x", "verdict": False}, "--no-verdict"),
+        ("position", {"verdict": False}, "--no-verdict"),
         ("shuffled", {"base": "x", "engine": "vllm"}, "--engine vllm"),
     ]:
         with pytest.raises(UsageError, match=f"leave {flag} out"):

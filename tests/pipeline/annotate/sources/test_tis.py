@@ -42,6 +42,7 @@ def test_the_formula_by_hand() -> None:
     [
         ({"low": 2.0}, "low must be below high, and is 2 against 1.5"),
         ({"mu": 0.0}, "mu must be above 0, and is 0"),
+        ({"mu": 500.0}, "mu times low or high is the exponent of a weight; 600 is the largest"),
         ({"negative": " "}, "negative is an instruction and must not be empty"),
     ],
 )
@@ -86,6 +87,11 @@ def test_what_is_too_long_loses_old_turns_then_the_questions_beginning() -> None
     # The question is of characters of several tokens each, none of which can be cut in two.
     made = contraster(max_length=64).contrast(pair(("user", "\U0001f389" * 9)), "word " * 9)
     assert 55 < len(made.positive.ids) <= 64 or 55 < len(made.negative.ids) <= 64
+    # An answer of such characters ends after a whole one.
+    assert len(tiny_tokenizer()("\U0001f389").input_ids) > 1
+    made = contraster(max_length=64).contrast(pair(("user", "Short?")), "a\U0001f389" * 40)
+    assert made.truncated
+    assert tiny_tokenizer().decode(made.positive.ids[made.positive.first :]) in "a\U0001f389" * 40
     with pytest.raises(PromptError, match="the instruction alone leaves no room"):
         contraster(max_length=16).contrast(pair(("user", "Short?")), "word " * 70)
 

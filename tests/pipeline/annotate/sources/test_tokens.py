@@ -53,6 +53,11 @@ def test_three_tokens_by_hand() -> None:
     np.testing.assert_array_equal(mean_one([0, 0], 2, "x"), [1, 1])
 
 
+@pytest.mark.parametrize("scale", [1e308, 1e-310, 5e-324])
+def test_any_scale_will_do(scale: float) -> None:
+    np.testing.assert_array_equal(mean_one([scale, 0, scale], 3, "x"), [1.5, 0, 1.5])
+
+
 @pytest.mark.parametrize("values", [[1, 2], [[1, 2, 3]], [1, -1, 3], [1, np.nan, 1], [1, np.inf, 1]])
 def test_what_are_no_weights_is_one_line(values: list[float]) -> None:
     with pytest.raises(ModelError, match="--source mine gave"):

@@ -8,7 +8,6 @@ themselves (`passes.py`).
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -27,6 +26,7 @@ from twdpo.pipeline.annotate.engines.tree import Ids, Tree, halves
 from twdpo.pipeline.annotate.prompt import JudgePrompt
 from twdpo.pipeline.cpu_linear import use_fast_exact_linear
 from twdpo.pipeline.flops import DecoderShape, peak_of, shape_of
+from twdpo.pipeline.memory import give_back, out_of_memory
 from twdpo.pipeline.models import input_device
 
 #: Tokens in one forward pass at the most, where it holds more than a pair.
@@ -108,12 +108,9 @@ class TransformersEngine(DecoderEngine):
         try:
             return self._way.run(part, ids, layers, verdict=verdict)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
-        # Out of the handler, the failed pass's tensors are gone with its frames.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         return None
 
     def _halve(self, part: list[Tree], ids: Sequence[Ids]) -> list[Tree]:
@@ -148,7 +145,7 @@ class TransformersEngine(DecoderEngine):
         try:
             got = way.run(way.plan(probes), probes, layers, verdict=True)
         except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, ModelError) as error:
-            if isinstance(error, RuntimeError) and _out_of_memory(error):
+            if out_of_memory(error):
                 raise
             return False
         if any(way.windows.get(layer, -1) != self.reach(layer) for layer in range(self.num_layers)):
@@ -189,9 +186,3 @@ def _cut_out(
         )
         for r, index in enumerate(raw.prompts)
     }
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))

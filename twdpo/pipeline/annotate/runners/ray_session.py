@@ -17,6 +17,7 @@ from typing import Any
 
 from twdpo.errors import UsageError, first_line
 from twdpo.pipeline.annotate.config import AnnotateConfig
+from twdpo.pipeline.annotate.sources import runs_model
 
 #: Nothing phones home; Ray leaves the devices alone that it was not asked for, and its core keeps to its log files.
 _ENVIRONMENT = {
@@ -122,7 +123,7 @@ def fleet_of(ray: Any, config: AnnotateConfig) -> Fleet:
     """The workers of a run: one a GPU where there are any, else as many as asked for. Raises UsageError."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus = int(sum(node.get("CPU", 0) for node in nodes))
-    gpus = 0 if config.device == "cpu" else int(sum(node.get("GPU", 0) for node in nodes))
+    gpus = 0 if config.device == "cpu" or not runs_model(config) else int(sum(node.get("GPU", 0) for node in nodes))
     if ":" in config.device:
         raise UsageError(f"--device {config.device} names one device; with --runner ray every worker has its own")
     if gpus:

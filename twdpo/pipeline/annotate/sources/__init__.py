@@ -6,7 +6,7 @@ source = open_source(AnnotateConfig(dataset="demo", source="position", source_op
 from __future__ import annotations
 
 from twdpo.pipeline.annotate.sources.base import NoOptions, Setup, WeightSource
-from twdpo.pipeline.annotate.sources.registry import check_source, open_source, source_class, source_names
+from twdpo.pipeline.annotate.sources.registry import check_source, open_source, runs_model, source_class, source_names
 from twdpo.pipeline.annotate.sources.tokens import Answer, TokenSource
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "WeightSource",
     "check_source",
     "open_source",
+    "runs_model",
     "source_class",
     "source_names",
 ]

@@ -43,8 +43,9 @@ class WeightSource(ABC, Generic[Item, Found]):
     """Where token weights come from. A subclass is made once a run, from a `Setup`, and loads what it needs.
 
     For each window of pairs `prepare` runs ahead of the device, `read` on it in the run's own thread, and `row` behind
-    it, each in a thread of its own. Weights must follow from the pair and the recipe alone: not from the order of the
-    pairs, the windows, or what a run did before, since runs are cut into parts, stopped and gone on with.
+    it, each in a thread of its own. But for rounding, weights must follow from the pair and the recipe alone: not from
+    the order of the pairs, the windows, or what a run did before, since runs are cut into parts, stopped and gone on
+    with.
     """
 
     #: The dataclass of what `--source-options` can say. Its `__post_init__` raises ValueError where a value is wrong.

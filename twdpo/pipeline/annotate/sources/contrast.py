@@ -1,6 +1,7 @@
 """A pair's answers behind two contrasting instructions, as token sequences that a model would continue.
 
-The instruction stands before the last user turn; the answer follows the generation header, and its tokens are found by
+The instruction stands before the last user turn's text, in a turn of its own where there is none, and before everything
+where there is no chat template; the answer follows the generation header, and its tokens are found by
 where it was placed. Not for: the model's log-probs, or weights (`tis.py`).
 """
 
@@ -94,8 +95,12 @@ class Contraster:
         first, last = tokens.overlapping(len(before), len(before) + len(answer))
         if first == last:
             raise PromptError("an answer has no tokens")
-        if budget is not None:
-            last = min(last, first + budget)
+        if budget is not None and last - first > budget:
+            last = first + budget
+            while last > first and tokens.starts[last] < tokens.ends[last - 1]:  # a character whole or not at all
+                last -= 1
+            if first == last:
+                raise PromptError("an answer begins with a character of more tokens than there is room for")
         bos = np.asarray(self._literal.bos_ids if self._plain else (), np.int32)
         ids = np.concatenate([bos, tokens.ids[:last]])
         if first + len(bos) == 0:

@@ -49,12 +49,15 @@ class ReworkedSource(WeightSource[Any, Any]):
         judging = replace(setup, config=replace(setup.config, source="attention", source_options=None))
         self._base: WeightSource[Any, Any] = CachedSource(setup) if setup.config.base else AttentionSource(judging)
         self._options: ReworkOptions = setup.options
-        self.recipe = _reworked(self._base.recipe, setup.config.source, self._options)
         self.policy_model, self.has_sink = self._base.policy_model, self._base.has_sink
+        self.recipe = _reworked(self._base.recipe, setup.config.source, self._options, has_sink=self.has_sink)
 
     @abstractmethod
-    def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64]) -> dict[int, Floats]:
-        """The weights of one answer in every layer, float32[n] each, reworked; bits: uint64[n], random."""
+    def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64], kept: int) -> dict[int, Floats]:
+        """The weights of one answer in every layer, float32[n] each, reworked; bits: uint64[n], random.
+
+        kept: so many at the beginning keep their weight.
+        """
 
     def prepare(self, pair: Pair) -> Any:
         """As the other source does. Raises PromptError."""
@@ -82,7 +85,7 @@ class ReworkedSource(WeightSource[Any, Any]):
     def _side(self, row: WeightRow, name: str) -> SideWeights:
         side = row.side(name)
         bits = random_bits(len(side), seed=self._options.seed, example_hash=row.example_hash, side=name)
-        return replace(side, weights=self.rework(side.weights, bits))
+        return replace(side, weights=self.rework(side.weights, bits, int(self.has_sink)))
 
     def size(self, item: Any) -> int:
         """As of the other source."""
@@ -104,19 +107,19 @@ class ReworkedSource(WeightSource[Any, Any]):
 
 
 class ShuffledSource(ReworkedSource):
-    """The weights of an answer on other tokens of it, but for the first."""
+    """The weights of an answer on other tokens of it."""
 
-    def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64]) -> dict[int, Floats]:
+    def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64], kept: int) -> dict[int, Floats]:
         """One permutation for all layers."""
-        return shuffled(weights, bits)
+        return shuffled(weights, bits, kept)
 
 
 class RandomSource(ReworkedSource):
-    """Each token but the first weighs what a token of the same answer does that is drawn at random."""
+    """Each token weighs what a token of the same answer does that is drawn at random."""
 
-    def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64]) -> dict[int, Floats]:
+    def rework(self, weights: Mapping[int, Floats], bits: NDArray[np.uint64], kept: int) -> dict[int, Floats]:
         """One drawing for all layers."""
-        return resampled(weights, bits)
+        return resampled(weights, bits, kept)
 
 
 class CachedSource(WeightSource[WeightRow, None]):
@@ -161,9 +164,11 @@ class CachedSource(WeightSource[WeightRow, None]):
         return item
 
 
-def _reworked(recipe: Recipe, source: str, options: ReworkOptions) -> Recipe:
+def _reworked(recipe: Recipe, source: str, options: ReworkOptions, *, has_sink: bool) -> Recipe:
     """The recipe of another source's weights reworked; which source is said where it is not attention."""
     said: dict[str, Any] = asdict(options)
+    if not has_sink:
+        said["first_token"] = "moved"
     if recipe.source != "attention":
         said["of"] = recipe.source
         if recipe.source_options:

@@ -42,6 +42,7 @@ _OF_A_BASE = (
     "chat_template_kwargs",
     "device_map",
     "trust_remote_code",
+    "verdict",
 )
 
 
@@ -79,9 +80,8 @@ def check_source(config: AnnotateConfig) -> tuple[type[WeightSource[Any, Any]], 
     if config.base is not None and not kind.takes_base:
         able = ", ".join(name for name in OWN if source_class(name).takes_base)
         raise UsageError(f"--base is for sources that rework a cache ({able}), not for --source {config.source}")
-    without_model = not kind.needs_model or config.base is not None
-    if config.engine == "vllm" and (without_model or not kind.runs_on_vllm):
-        why = "runs no model" if without_model else "cannot be read in vLLM"
+    if config.engine == "vllm" and not (runs_model(config) and kind.runs_on_vllm):
+        why = "cannot be read in vLLM" if runs_model(config) else "runs no model"
         raise UsageError(f"--source {config.source} {why}: leave --engine vllm out")
     refused = _OF_A_BASE if config.base is not None else kind.refuses
     defaults = {field.name: field.default for field in fields(config)}
@@ -92,8 +92,14 @@ def check_source(config: AnnotateConfig) -> tuple[type[WeightSource[Any, Any]], 
                 if config.base is not None
                 else f"it says nothing to --source {config.source}"
             )
-            raise UsageError(f"leave --{name.replace('_', '-')} out: {why}")
+            flag = f"--{'no-' * (defaults[name] is True)}{name.replace('_', '-')}"
+            raise UsageError(f"leave {flag} out: {why}")
     return kind, options
+
+
+def runs_model(config: AnnotateConfig) -> bool:
+    """Whether weighing as `config` asks takes a model, or texts and what is stored alone. Raises UsageError."""
+    return config.base is None and source_class(config.source).needs_model
 
 
 def open_source(config: AnnotateConfig, *, engine: Any = None, tokenizer: Any = None) -> WeightSource[Any, Any]:

@@ -24,6 +24,8 @@ Floats = NDArray[np.float64]
 #: The answers of a pair, and for each the difference of log-probs of its tokens.
 Both = tuple[Contrasted, Contrasted]
 Differences = tuple[Floats, Floats]
+#: Its power of e, and that of its negative, are numbers of float64, with room for a sum.
+_LARGEST_EXPONENT = 600
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +43,8 @@ class TisOptions:
             raise ValueError(f"low must be below high, and is {self.low:g} against {self.high:g}")
         if self.mu <= 0:
             raise ValueError(f"mu must be above 0, and is {self.mu:g}")
+        if self.mu * max(abs(self.low), abs(self.high)) > _LARGEST_EXPONENT:
+            raise ValueError(f"mu times low or high is the exponent of a weight; {_LARGEST_EXPONENT} is the largest")
         for name in ("positive", "negative"):
             if not getattr(self, name).strip():
                 raise ValueError(f"{name} is an instruction and must not be empty")
@@ -60,7 +64,7 @@ class TisSource(WeightSource[Both, Differences]):
     """Weights by a model that reads each answer behind two instructions."""
 
     Options = TisOptions
-    refuses = ("layers", "judge_template")
+    refuses = ("layers", "judge_template", "verdict")
 
     def __init__(self, setup: Setup) -> None:
         from twdpo.pipeline.models import load_model

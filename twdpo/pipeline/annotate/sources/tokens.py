@@ -53,7 +53,7 @@ class TokenSource(WeightSource[_Prompts, None]):
     """A source of which `weigh` is all there is to write. `options` holds an instance of its `Options`."""
 
     needs_model = False
-    refuses = ("device_map", "layers")
+    refuses = ("device_map", "layers", "verdict")
 
     def __init__(self, setup: Setup) -> None:
         from twdpo.pipeline.model_files import locate
@@ -121,12 +121,14 @@ def mean_one(values: ArrayLike, n: int, source: str) -> NDArray[np.float32]:
         raise ModelError(f"--source {source} gave weights of shape {exact.shape} for an answer of {n} tokens")
     if not np.all(np.isfinite(exact)) or np.any(exact < 0):
         raise ModelError(f"--source {source} gave a weight that is negative or not a number")
+    if largest := exact.max(initial=0.0):
+        exact = exact / largest  # on any scale: the sum of huge numbers is none, and of tiny ones it is rough
     total = exact.sum()
     return (exact * (n / total) if total > 0 else np.ones(n)).astype(np.float32)
 
 
 class UniformSource(TokenSource):
-    """w_t = 1: with the end of turn counted (`--uncovered one`), plain DPO."""
+    """w_t = 1: with the end of turn counted (`--uncovered one`), plain DPO where the policy has the same tokens."""
 
     def weigh(self, answer: Answer) -> ArrayLike:
         """All ones."""
