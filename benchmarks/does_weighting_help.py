@@ -3,7 +3,8 @@
     python benchmarks/does_weighting_help.py ultrafeedback.parquet [--out weighting]
 
 Picks the pairs that are short enough and whose scores differ, writes them and a `compare.yaml` into --out, and runs
-`twdpo compare` on it. Run the same command again to go on. On a GPU: --max-tokens 1024 --heldout 500 --batch 32.
+`twdpo compare` on it. Run the same command again to go on, or `twdpo compare weighting/compare.yaml` beside it to share
+the runs. On a GPU: --max-tokens 1024 --heldout 500 --batch 32 --dtype bfloat16.
 Not for: what the figures mean (docs/experiments/does-weighting-help.md).
 """
 
@@ -61,12 +62,12 @@ def settings(options: argparse.Namespace, pairs: Path) -> dict[str, Any]:
         "betas": options.betas,
         "seeds": options.seeds,
         "arms": ARMS,
-        "annotate": {"dtype": "bfloat16"},
+        "annotate": {"dtype": options.dtype},
         "train": {
             "learning_rate": 2e-5,
             "batch_size": options.batch,
-            "max_length": 512 if options.max_tokens <= 120 else 2048,
-            "dtype": "bfloat16",
+            "max_length": 512 if options.max_tokens <= 132 else 2048,
+            "dtype": options.dtype,
             "eval_split": str(options.heldout),
         },
     }
@@ -78,9 +79,10 @@ def main() -> int:
     parser.add_argument("pairs", type=Path, help="parquet file with chosen, rejected, score_chosen, score_rejected")
     parser.add_argument("--out", default="weighting")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--max-tokens", type=int, default=120, help="of an answer; of the prompt five sixths of it")
-    parser.add_argument("--heldout", type=int, default=61)
+    parser.add_argument("--max-tokens", type=int, default=132, help="of an answer; of the prompt five sixths of it")
+    parser.add_argument("--heldout", type=int, default=90)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--dtype", default="float32", help="of judging and training; measuring is in float32")
     parser.add_argument("--betas", type=float, nargs="+", default=[0.01, 0.2, 0.8, 3.2])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     options = parser.parse_args()

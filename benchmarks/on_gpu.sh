@@ -24,6 +24,6 @@ echo "## 1.2B, bfloat16";      "$python" benchmarks/train.py "$pairs" --device c
 echo "## Part by part, 1.2B";  "$python" benchmarks/train.py "$pairs" --device cuda --dtype bfloat16 --model random-1b --pairs 32 --batch 4 --rounds 1 --ablate || status=1
 # Longer than the rest together, and the folder is gone on with: only on request.
 if [ -n "${EXPERIMENT:-}" ]; then
-  echo "## Does weighting help?"; "$python" benchmarks/does_weighting_help.py "$pairs" --out "$EXPERIMENT" --max-tokens 1024 --heldout 500 --batch 32 || status=1
+  echo "## Does weighting help?"; "$python" benchmarks/does_weighting_help.py "$pairs" --out "$EXPERIMENT" --max-tokens 1024 --heldout 500 --batch 32 --dtype bfloat16 || status=1
 fi
 exit "$status"
