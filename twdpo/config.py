@@ -17,6 +17,16 @@ from twdpo.errors import UsageError
 
 Config = TypeVar("Config")
 
+#: A field's type, as a person who writes YAML knows it.
+_IN_WORDS: Mapping[Any, str] = {
+    bool: "true or false",
+    dict: "a mapping such as {name: value}",
+    float: "a number",
+    int: "a whole number",
+    str: "text",
+    tuple: "a list such as [1, 2]",
+}
+
 
 def resolve(
     kind: type[Config], file: str | None, flags: Mapping[str, Any], *, positional: Collection[str] = ()
@@ -108,5 +118,6 @@ def _convert(value: Any, hint: Any, where: str, key: str) -> Any:
             continue
         if isinstance(origin, type) and isinstance(value, origin):
             return value
-    wanted = " or ".join(getattr(option, "__name__", str(option)) for option in options if option is not type(None))
+    kinds = [typing.get_origin(option) or option for option in options if option is not type(None)]
+    wanted = " or ".join(_IN_WORDS.get(kind, str(kind)) for kind in kinds)
     raise UsageError(f"{where}: {key} must be {wanted}, not {value!r}")
