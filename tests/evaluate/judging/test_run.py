@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tests.evaluate.benchmarks.samples import (
     write_json,
 )
 from tests.fixtures.tiny_models import tiny_tokenizer
-from twdpo.errors import DataError, Interrupted, UsageError
+from twdpo.errors import DataError, Interrupted, ModelError, UsageError
 from twdpo.evaluate.benchmarks.config import GenerateConfig
 from twdpo.evaluate.benchmarks.run import generate_answers
 from twdpo.evaluate.judging.config import JudgeConfig
@@ -52,6 +54,19 @@ class LongerEngine(FakeEngine):
     def _longer(self, prompt: JudgePrompt) -> Reading:
         a, b = (float(span.last - span.first) for span in (prompt.answer_a, prompt.answer_b))
         return Reading(attention={}, verdict_logits=(np.sign(a - b) + self._bias, 0.0))
+
+
+class BrokenEngine(LongerEngine):
+    """Gives `value` as a logit of each prompt after so many whole ones."""
+
+    def __init__(self, value: float, whole: int) -> None:
+        super().__init__()
+        self._value, self._whole = value, whole
+
+    def _longer(self, prompt: JudgePrompt) -> Reading:
+        reading = super()._longer(prompt)
+        self._whole -= 1
+        return reading if self._whole >= 0 else replace(reading, verdict_logits=(0.0, self._value))
 
 
 @pytest.fixture
@@ -166,6 +181,17 @@ def test_a_stopped_run_goes_on(make: Callable[..., JudgeConfig]) -> None:
     assert (len(engine.seen), result.resumed) == (16, 32)
     assert result.comparison == run(make("alpaca_eval", count=40, out=config.a + ".whole")).comparison
     assert run(make("alpaca_eval", count=40, limit=7)).questions == 7
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_no_ties(make: Callable[..., JudgeConfig], value: float) -> None:
+    """Those of the first window are kept; of the window in which one is none, nothing is."""
+    config = make("alpaca_eval", count=20)
+    with pytest.raises(ModelError, match="the judge's logits are not numbers; try --dtype float32 or bfloat16"):
+        run(config, BrokenEngine(value, whole=2 * 17))
+    assert len(read_json(Path(str(config.out)) / "rows.jsonl")) == 16
+    assert not (Path(str(config.out)) / "result.json").exists()
+    assert run(config).resumed == 16
 
 
 def test_another_judge_or_other_answers_in_the_folder_are_refused(make: Callable[..., JudgeConfig]) -> None:
