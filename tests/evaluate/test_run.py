@@ -119,6 +119,28 @@ def test_pairs_that_were_trained_on_are_counted(finished: tuple[World, TrainResu
         run_eval(done.out, dataset=str(path), weights=str(world.weights))
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["resident", "streamed"])
+def test_prompts_of_a_named_split_may_have_been_trained_on(empty_world: World, streaming: bool) -> None:
+    """Of the split's five pairs one stands in the other split, too, and is left out there; two share its prompts."""
+    world, folder = empty_world, empty_world.folder / "splits"
+    folder.mkdir()
+    rows = [json.loads(line) for line in world.write_pairs(20).read_text("utf-8").splitlines()]
+    apart = [rows[18], *({**rows[i], "rejected": "Who knows?"} for i in (3, 4)), rows[19] | {"chosen": "38."}]
+    apart.append({"prompt": "New?", "chosen": "Yes, it is.", "rejected": "No."})
+    for file, content in (
+        (folder / "train.jsonl", rows[:19]),
+        (folder / "test.jsonl", apart),
+        (world.pairs, rows + apart[1:]),
+    ):
+        file.write_text("".join(json.dumps(row) + "\n" for row in content), "utf-8")
+    world.annotate(world.pairs)
+    done = train_briefly(world, dataset=str(folder), split="train", eval_split="test", streaming=streaming)
+    found = run_eval(done.out)
+    assert (len(found.figures), found.trained_pairs, found.trained_prompts) == (5, 0, 2)
+    assert found.rows()["trained on"] == "none of them, but 2 have the prompt of a pair that was"
+    assert run_eval(done.out, limit=2).trained_prompts == 1
+
+
 def _prompts(done: TrainResult, found: EvalResult) -> set[str]:
     """Prompts that the run held out, by their places in the data set."""
     heldout = set(run_eval(done.out).figures.hashes)

@@ -16,7 +16,7 @@ import numpy as np
 from twdpo.errors import DataError, MissingRows, TwdpoError, UsageError
 from twdpo.evaluate.config import EvalConfig
 from twdpo.evaluate.trained import Run
-from twdpo.pipeline.train.config import TrainConfig
+from twdpo.pipeline.train.config import TrainConfig, names_split
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner, Side
 from twdpo.pipeline.train.parts import parts_of, rows_of
 from twdpo.pipeline.train.processes import Alone
@@ -85,7 +85,7 @@ def _held_out(config: EvalConfig, run: Run, renderer: Renderer) -> HeldoutPairs:
         pairs=pairs[: config.limit],
         weighted=True,
         what=f"held out by the run ({run.file})",
-        overlap=Overlap(pairs=0, prompts=0),
+        overlap=_overlap(trained, pairs[: config.limit]) if names_split(trained) else Overlap(pairs=0, prompts=0),
         skipped=skipped,
     )
 
@@ -150,7 +150,7 @@ def _named(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPa
         pairs=pairs,
         weighted=config.weights is not None,
         what=f"{config.dataset}{split}",
-        overlap=_overlap(run, pairs),
+        overlap=_overlap(run.config, pairs) if run is not None else Overlap(),
         skipped=skipped,
     )
 
@@ -217,15 +217,13 @@ def plain_example(pair: Pair, renderer: Renderer) -> Example:
     return Example(example_hash=pair.example_hash, row=pair.row, chosen=chosen, rejected=rejected)
 
 
-def _overlap(run: Run | None, pairs: Sequence[Pair]) -> Overlap:
-    """What of `pairs` the run was trained on, as far as its data can still be read."""
-    if run is None:
-        return Overlap()
+def _overlap(trained: TrainConfig, pairs: Sequence[Pair]) -> Overlap:
+    """What of `pairs` a run was trained on, as far as its data can still be read."""
     try:
-        hashes, prompts = _trained_on(run.config)
+        hashes, prompts = _trained_on(trained)
     except TwdpoError:
         return Overlap()
-    seed = run.config.holding_seed
+    seed = trained.holding_seed
     again = [pair.example_hash in hashes for pair in pairs]
     alike = sum(
         not known and prompt_key(seed, pair.prompt) in prompts for known, pair in zip(again, pairs, strict=True)
@@ -238,9 +236,15 @@ def _trained_on(trained: TrainConfig) -> tuple[set[str], set[bytes]]:
     with _open(trained) as cache:
         parts = parts_of(trained, cache)
         if trained.streaming:
-            rows = [row for part, row in rows_of(trained, cache, parts) if not part.heldout and isinstance(row, Pair)]
-            keys = {row.example_hash for row in rows}
-            return keys, {prompt_key(trained.holding_seed, row.prompt) for row in rows}
+            # A split of its own is read first, and what is in both is not trained on.
+            apart, keys, prompts = set[str](), set[str](), set[bytes]()
+            for part, row in rows_of(trained, cache, parts):
+                if isinstance(row, Pair) and part.heldout:
+                    apart.add(row.example_hash)
+                elif isinstance(row, Pair) and row.example_hash not in apart:
+                    keys.add(row.example_hash)
+                    prompts.add(prompt_key(trained.holding_seed, row.prompt))
+            return keys, prompts
         found = survey(trained, cache, parts)
     used = [i for i, fate in enumerate(found.fates) if fate in ("train", "uniform")]
     return {found.hashes[i] for i in used}, {found.prompts[i] for i in used}

@@ -131,8 +131,10 @@ class EvalResult:
     def _trained(self) -> str:
         if self.trained_pairs is None:
             return "not known"
-        if not self.trained_pairs and not self.trained_prompts:
-            return "none of them"
+        if not self.trained_pairs:
+            return "none of them" + (
+                f", but {self.trained_prompts:,} have the prompt of a pair that was" if self.trained_prompts else ""
+            )
         more = f"; {self.trained_prompts:,} others share a prompt with one that was" if self.trained_prompts else ""
         return f"{self.trained_pairs:,} OF THESE PAIRS WERE TRAINED ON{more}: figures are no held-out ones"
 
