@@ -16,7 +16,8 @@ from tests.pipeline.train.conftest import World
 from twdpo.cli import main
 from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
-from twdpo.evaluate.result import EvalResult, read_evaluation
+from twdpo.evaluate.against import read_evaluation
+from twdpo.evaluate.result import EvalResult
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
 from twdpo.evaluate.statistics import Bootstrap
 from twdpo.evaluate.trained import run_of
@@ -81,15 +82,15 @@ def test_the_runs_own_pairs_and_figures(finished: tuple[World, TrainResult], str
 def test_what_is_written_can_be_compared_with(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
     """eval.json lies beside the model, holds every pair, and changes neither the model nor what it is known by."""
     world, first = finished
-    second = train_briefly(world, out=str(tmp_path / "second"), loss="simpo", beta=2.0)
+    second = train_briefly(world, out=str(tmp_path / "second"), loss="simpo", beta=2.0, uncovered="one")
     identity = load_model(str(first.out), device="cpu").revision
     here = run_eval(first.out)
     assert load_model(str(first.out), device="cpu").revision == identity
     written = json.loads((first.out / "eval.json").read_text("utf-8"))
     assert written["metrics"]["margin"]["value"] == here.metrics["margin"].value
     assert written["per_pair"]["hashes"] == list(here.figures.hashes)
-    figures, beta = read_evaluation(str(first.out))
-    assert (figures.plain(), beta) == (here.figures.plain(), 0.1)
+    other = read_evaluation(str(first.out))
+    assert (other.figures.plain(), other.beta) == (here.figures.plain(), 0.1)
     there = run_eval(second.out, against=str(first.out))
     expected = there.metrics["margin"].value - here.metrics["margin"].value
     assert there.differences["margin"].value == pytest.approx(expected, abs=1e-9)
@@ -97,8 +98,33 @@ def test_what_is_written_can_be_compared_with(finished: tuple[World, TrainResult
     assert "reward_margin" in here.metrics
     assert "reward_margin" not in there.metrics
     assert any(name.startswith("difference: ") for name in there.rows())
+    assert "weighted_margin" in there.differences
+    assert there.unlike == {}
     with pytest.raises(UsageError, match="made on other pairs"):
         run_eval(second.out, limit=3, against=str(first.out))
+
+
+def test_only_what_can_be_compared_is(
+    finished: tuple[World, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another reference and another reading of weights are named; other tokens are refused before a forward pass."""
+    world, done = finished
+    before, other = str(tmp_path / "before.json"), str(save_tiny(tmp_path / "other", seed=5))
+    run_eval(done.out, out=before)
+    found = run_eval(done.out, against=before, reference=other, dtype="bfloat16", sink_fix=False, out=before + ".2")
+    written = json.loads(Path(before + ".2").read_text("utf-8"))
+    assert written["unlike"]["reference"] == {"there": str(world.model), "here": other}
+    assert written["unlike"].keys() == {"reference", "dtype", "weight_rules"}
+    assert (written["weight_rules"]["sink_fix"], written["weight_rules"]["uncovered"]) == (False, "one")
+    assert {"weighted_margin", "margin"} <= found.metrics.keys()
+    assert "margin" in found.differences
+    assert not any(name.startswith("weighted") for name in found.differences)
+    rows = found.rows()
+    assert rows["another dtype"] == "float32 there, bfloat16 here"
+    assert "sink_fix True" in rows["another weighting, so no weighted differences"]
+    monkeypatch.setattr("twdpo.evaluate.run.measure", lambda *_arguments, **_options: 1 / 0)
+    with pytest.raises(UsageError, match="other tokens of the same pairs: cut at --max-length 256, these at 40; eval"):
+        run_eval(done.out, against=before, max_length=40)
 
 
 def test_pairs_that_were_trained_on_are_counted(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
@@ -202,7 +228,7 @@ def test_what_is_missing_is_said(world: World, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such evaluation"):
         run_eval(model, reference=model, against=str(tmp_path / "none"))
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(DataError, match="no evaluation of twdpo eval"):
+    with pytest.raises(DataError, match="no evaluation of this twdpo eval"):
         run_eval(model, reference=model, against=str(tmp_path / "bad.json"))
     other = save_tiny(tmp_path / "other", vocab_size=420)
     with pytest.raises(ModelError, match="another vocabulary"):

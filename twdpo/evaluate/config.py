@@ -12,6 +12,8 @@ from twdpo.errors import UsageError
 from twdpo.pipeline.train.config import DEVICES, LAYOUTS, UNCOVERED
 
 DTYPES = ("float32", "bfloat16")
+#: How weights are read, as in `TrainConfig`.
+RULES = ("attn_source", "sink_fix", "uncovered", "uniform_mix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,8 +93,7 @@ class EvalConfig:
     @property
     def rules(self) -> dict[str, object]:
         """What was given of how weights are read."""
-        names = ("attn_source", "sink_fix", "uncovered", "uniform_mix")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in RULES if getattr(self, name) is not None}
 
 
 HELP = {

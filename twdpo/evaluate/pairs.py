@@ -6,15 +6,16 @@ By default exactly those that its run held out, as the run itself decides them. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from twdpo.errors import DataError, MissingRows, TwdpoError, UsageError
-from twdpo.evaluate.config import EvalConfig
+from twdpo.evaluate.config import RULES, EvalConfig
 from twdpo.evaluate.trained import Run
 from twdpo.pipeline.train.config import TrainConfig, names_split
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner, Side
@@ -39,14 +40,23 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldoutPairs:
-    """Pairs as tokens, beside their texts. weighted: whether the weights are a cache's. skipped: reason → pairs."""
+    """Pairs as tokens, beside their texts.
+
+    rules: whose attention their weights are and how they were read, None where these are no cache's. skipped: reason →
+    pairs.
+    """
 
     examples: list[Example]
     pairs: list[Pair]
-    weighted: bool
+    rules: Mapping[str, Any] | None
     what: str
     overlap: Overlap
     skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the weights are a cache's."""
+        return self.rules is not None
 
 
 def heldout_pairs(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPairs:
@@ -74,6 +84,7 @@ def _held_out(config: EvalConfig, run: Run, renderer: Renderer) -> HeldoutPairs:
     """What the run held out, with its weights."""
     trained = _as_trained(config, run)
     with _open(trained) as cache:
+        rules = _read_by(trained, cache)
         if trained.streaming:
             examples, pairs, skipped = _of_stream(trained, cache, renderer)
         else:
@@ -83,7 +94,7 @@ def _held_out(config: EvalConfig, run: Run, renderer: Renderer) -> HeldoutPairs:
     return HeldoutPairs(
         examples=examples[: config.limit],
         pairs=pairs[: config.limit],
-        weighted=True,
+        rules=rules,
         what=f"held out by the run ({run.file})",
         overlap=_overlap(trained, pairs[: config.limit]) if names_split(trained) else Overlap(pairs=0, prompts=0),
         skipped=skipped,
@@ -131,11 +142,13 @@ def _named(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPa
             skipped[row.reason] += 1
         else:
             pairs.append(row)
+    rules = None
     if config.weights is None:
         examples, pairs, reasons = _plain(pairs, renderer)
     else:
         trained = _rules(config, run)
         with _open(trained) as cache:
+            rules = _read_by(trained, cache)
             missing = cache.missing([pair.example_hash for pair in pairs])
             if missing:
                 raise MissingRows(
@@ -148,7 +161,7 @@ def _named(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPa
     return HeldoutPairs(
         examples=examples,
         pairs=pairs,
-        weighted=config.weights is not None,
+        rules=rules,
         what=f"{config.dataset}{split}",
         overlap=_overlap(run.config, pairs) if run is not None else Overlap(),
         skipped=skipped,
@@ -178,6 +191,11 @@ def _rules(config: EvalConfig, run: Run | None) -> TrainConfig:
 def _open(trained: TrainConfig) -> WeightsCache:
     layers = parse_attn_source(trained.attn_source, Manifest.load(Path(trained.weights)).recipe.layers)
     return WeightsCache.open(trained.weights, layers=layers)
+
+
+def _read_by(trained: TrainConfig, cache: WeightsCache) -> dict[str, Any]:
+    """What decides the weights of a pair's tokens: the cache's recipe, and how it is read."""
+    return {"recipe": cache.manifest.fingerprint, **{name: getattr(trained, name) for name in RULES}}
 
 
 def _join(rows: Iterable[tuple[Pair, bool]], joiner: Joiner) -> tuple[list[Example], list[Pair], Counter[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from twdpo import __version__
-from twdpo.errors import DataError, UsageError
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.statistics import Bootstrap, Estimate
 
@@ -34,6 +32,7 @@ _SHOWN = {
     "kl_per_token": ("KL per token, nats", "{:.4g}"),
     "kl_per_answer": ("KL per answer, nats", "{:.4g}"),
 }
+_UNLIKE = {"weights": "cache of weights", "weight_rules": "weighting, so no weighted differences"}
 _REWARDS = {
     "win_rate": ("win rate", "{:.1%}"),
     "length_controlled_win_rate": ("win rate, length-controlled", "{:.1%}"),
@@ -61,8 +60,10 @@ class EvalResult:
 
     data: which pairs, in words. metrics: each with its interval; see docs/evaluation.md. figures: pair by pair.
     trained_pairs, trained_prompts: how many of the pairs were also trained on, and how many others have a prompt of
-    such a pair; None where that is not known. beta: of the rewards, if any. differences: from the evaluation
-    `against`, pair by pair. truncated: pairs cut to the maximal length. out: the file that holds all of it.
+    such a pair; None where that is not known. beta: of the rewards, if any. weight_rules: whose attention the weights
+    are and how they were read, None without weights. differences: from the evaluation `against`, pair by pair. unlike:
+    what differs from it beside the model, name → there and here. truncated: pairs cut to the maximal length. out: the
+    file that holds all of it.
     """
 
     model: str
@@ -73,6 +74,7 @@ class EvalResult:
     bootstrap: Bootstrap
     beta: float | None = None
     weights: str | None = None
+    weight_rules: Mapping[str, Any] | None = None
     max_length: int = 0
     dtype: str = "float32"
     trained_pairs: int | None = None
@@ -81,6 +83,7 @@ class EvalResult:
     skipped: Mapping[str, int] = field(default_factory=dict)
     against: str | None = None
     differences: Mapping[str, Estimate] = field(default_factory=dict)
+    unlike: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     rewards: RewardResult | None = None
     out: Path | None = None
 
@@ -95,12 +98,14 @@ class EvalResult:
             "format": _FORMAT,
             "twdpo_version": __version__,
             **{name: getattr(self, name) for name in names},
+            "weight_rules": None if self.weight_rules is None else dict(self.weight_rules),
             "pairs": len(self.figures),
             "trained_on": {"pairs": self.trained_pairs, "prompts": self.trained_prompts},
             "skipped": dict(self.skipped),
             "bootstrap": {name: getattr(self.bootstrap, name) for name in ("resamples", "level", "seed")},
             "metrics": _plain(self.metrics),
             "differences": _plain(self.differences),
+            "unlike": {name: {"there": there, "here": here} for name, (there, here) in self.unlike.items()},
             "reward_model": rewards,
             "per_pair": self.figures.plain(),
         }
@@ -120,6 +125,8 @@ class EvalResult:
         rows |= _shown(self.metrics, _SHOWN)
         if self.differences:
             rows[f"less {self.against}"] = "the same pairs, differences pair by pair"
+            for name, (there, here) in self.unlike.items():
+                rows[f"another {_UNLIKE.get(name, name)}"] = f"{there} there, {here} here"
             rows |= _shown(self.differences, _SHOWN, "difference: ", signed=True)
         if self.rewards is not None:
             rows["reward model"] = self.rewards.model
@@ -137,24 +144,6 @@ class EvalResult:
             )
         more = f"; {self.trained_prompts:,} others share a prompt with one that was" if self.trained_prompts else ""
         return f"{self.trained_pairs:,} OF THESE PAIRS WERE TRAINED ON{more}: figures are no held-out ones"
-
-
-def read_evaluation(place: str) -> tuple[PairFigures, float | None]:
-    """The figures and beta of an evaluation, from its file or the folder of its model.
-
-    Raises UsageError where there is none, and DataError where it is damaged.
-    """
-    path = Path(place).expanduser()
-    path = path / FILE if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        return PairFigures.from_plain(content["per_pair"]), content["beta"]
-    except FileNotFoundError:
-        raise UsageError(f"--against {place}: no such evaluation; run twdpo eval on that model first") from None
-    except OSError as error:
-        raise UsageError(f"--against {place}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is no evaluation of twdpo eval, or is damaged; run it again") from None
 
 
 def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from twdpo.errors import ModelError, UsageError
+from twdpo.evaluate.against import read_evaluation
 from twdpo.evaluate.config import EvalConfig
 from twdpo.evaluate.figures import PairFigures, differences, summarize
 from twdpo.evaluate.generation import GenerationSettings, generate
 from twdpo.evaluate.heldout import ReferenceStates, logps_of, measure
 from twdpo.evaluate.pairs import HeldoutPairs, heldout_pairs, plain_example
-from twdpo.evaluate.result import FILE, EvalResult, RewardResult, read_evaluation
+from twdpo.evaluate.result import FILE, EvalResult, RewardResult
 from twdpo.evaluate.reward import Answers, RewardModel, answers_plain, win_rates
 from twdpo.evaluate.statistics import Bootstrap, Estimate, ratio
 from twdpo.evaluate.trained import Run, origin, run_of
@@ -62,8 +63,8 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
     pairs = heldout_pairs(config, trained, renderer)
     progress.advance("pairs", len(pairs.examples))
     progress.finish("pairs")
-    if other is not None and other[0].hashes != tuple(example.example_hash for example in pairs.examples):
-        raise UsageError(f"--against {config.against} was made on other pairs; evaluate both models on the same ones")
+    if other is not None:
+        other.check(pairs.examples, renderer.max_length)
     reference = _load(config, name, revision, device)
     _refuse_unlike(policy.loaded, reference.loaded)
     figures = _figures(config, trained, policy, reference, renderer, pairs, progress)
@@ -78,6 +79,7 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         bootstrap=bootstrap,
         beta=beta,
         weights=_weights(config, trained) if pairs.weighted else None,
+        weight_rules=pairs.rules,
         max_length=renderer.max_length,
         dtype=config.dtype,
         trained_pairs=pairs.overlap.pairs,
@@ -85,10 +87,17 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         truncated=sum(example.longest >= renderer.max_length for example in pairs.examples),
         skipped=dict(pairs.skipped),
         against=config.against,
-        differences=differences(figures, other[0], beta=(beta, other[1]), bootstrap=bootstrap) if other else {},
         rewards=_rewards(config, policy, reference, renderer, pairs, bootstrap, device, progress),
         out=out,
     )
+    if other is not None:
+        result = replace(
+            result,
+            differences=differences(
+                figures, other.comparable(pairs.rules), beta=(beta, other.beta), bootstrap=bootstrap
+            ),
+            unlike=other.unlike(result),
+        )
     if result.out is not None:
         text = json.dumps(result.plain(), ensure_ascii=False, indent=1)
         write_file(result.out, f"{text}\n".encode("utf-8", "surrogatepass"))
