@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.tiny_models import save_reward_model, save_tiny, tiny_tokenizer
+from tests.fixtures.tiny_models import save_reward_model, save_tiny, tiny_model, tiny_tokenizer
 from tests.pipeline.train.conftest import World
 from twdpo.cli import main
 from twdpo.errors import DataError, MissingRows, ModelError, UsageError
@@ -125,6 +125,37 @@ def test_only_what_can_be_compared_is(
     monkeypatch.setattr("twdpo.evaluate.run.measure", lambda *_arguments, **_options: 1 / 0)
     with pytest.raises(UsageError, match="other tokens of the same pairs: cut at --max-length 256, these at 40; eval"):
         run_eval(done.out, against=before, max_length=40)
+
+
+def test_log_probs_that_are_no_numbers_end_it(
+    finished: tuple[World, TrainResult], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one token or of all, of policy or reference: one line with the reason, exit code 1, and no file."""
+    world, done = finished
+    out = tmp_path / "e.json"
+    common = ["--dataset", str(world.pairs), "--limit", "5", "--device", "cpu", "--out", str(out)]
+
+    def error(policy: Path, reference: Path, *more: str) -> str:
+        assert main(["eval", str(policy), "--reference", str(reference), *common, *more]) == 1
+        return capsys.readouterr().err.splitlines()[-1]
+
+    broken = save_broken(tmp_path / "broken", "get_input_embeddings", tiny_tokenizer().convert_tokens_to_ids("What"))
+    message = f"twdpo: log-probs of 5 pairs are not numbers; check the weights of {broken}"
+    assert error(broken, world.model, "--no-kl") == message
+    assert error(done.out, broken, "--dtype", "bfloat16") == f"{message}, or try --dtype float32"
+    lost = save_broken(tmp_path / "lost", "get_output_embeddings", 7)
+    assert error(lost, world.model) == "twdpo: the logits of this LlamaForCausalLM are not numbers; check its weights"
+    assert not out.exists()
+
+
+def save_broken(folder: Path, embeddings: str, token: int) -> Path:
+    """A tiny model with a weight of one token that is not a number."""
+    model = tiny_model()
+    with torch.no_grad():
+        getattr(model, embeddings)().weight[token, 0] = torch.nan
+    model.save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def test_pairs_that_were_trained_on_are_counted(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
@@ -316,6 +347,10 @@ def test_rewards_do_not_depend_on_the_batch(tmp_path: Path) -> None:
             assert found[i] == pytest.approx(judge.model(input_ids=ids).logits.item(), abs=1e-5)
     assert judge.score(prompts[1:2], answers[1:2])[0] == pytest.approx(found[1], abs=1e-5)
     assert judge.score(prompts[1:2], ["im_end"])[0] != pytest.approx(found[1], abs=1e-5)
+    with torch.no_grad():
+        judge.model.score.weight[0, 0] = torch.nan
+    with pytest.raises(ModelError, match="rm are not numbers"):
+        judge.score(prompts, answers)
 
 
 def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny_folder: Path) -> None:

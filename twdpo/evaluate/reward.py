@@ -56,7 +56,10 @@ class RewardModel:
         answers: Sequence[str],
         advance: Callable[[int], None] | None = None,
     ) -> Floats:
-        """The reward of each answer to its prompt. Sequences beyond the model's context lose their beginning."""
+        """The reward of each answer to its prompt. Sequences beyond the model's context lose their beginning.
+
+        Raises ModelError where the chat template refuses a prompt, or a reward is not a number.
+        """
         literal, context = LiteralTokenizer(self.tokenizer), context_length(self.model.config)
         sequences = [
             _conversation_ids(self.tokenizer, literal, [*p, Message(role="assistant", content=answer)])
@@ -72,6 +75,8 @@ class RewardModel:
             rewards[group] = self._forward([sequences[i] for i in group])
             if advance is not None:
                 advance(len(group))
+        if not np.isfinite(rewards).all():
+            raise ModelError(f"rewards of {self.name} are not numbers; check that it is whole")
         return rewards
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> Floats:

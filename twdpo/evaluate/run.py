@@ -99,7 +99,7 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
             unlike=other.unlike(result),
         )
     if result.out is not None:
-        text = json.dumps(result.plain(), ensure_ascii=False, indent=1)
+        text = json.dumps(result.plain(), ensure_ascii=False, indent=1, allow_nan=False)
         write_file(result.out, f"{text}\n".encode("utf-8", "surrogatepass"))
     return result
 
@@ -160,12 +160,22 @@ def _figures(
         else:
             known = _stored(config, trained, reference, renderer, window)
         parts.append(measure(policy.logps, window, known, weighted=pairs.weighted, pairs=config.batch_size))
+        if parts[-1].broken:
+            raise ModelError(_not_numbers(config, reference, parts[-1]))
         progress.advance("evaluation", len(window))
     progress.finish("evaluation")
     characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs.pairs], np.int64)
     return replace(
         PairFigures.concatenate(parts), chosen_characters=characters[:, 0], rejected_characters=characters[:, 1]
     )
+
+
+def _not_numbers(config: EvalConfig, reference: _Model, figures: PairFigures) -> str:
+    """Whose log-probs are none, and what to do. A sum that is none says nothing of the others."""
+    theirs = np.isfinite(figures.chosen_logps + figures.rejected_logps).all()
+    name = reference.loaded.name if theirs else config.model
+    more = ", or try --dtype float32" if config.dtype != "float32" else ""
+    return f"log-probs of {figures.broken} pairs are not numbers; check the weights of {name}{more}"
 
 
 def _stored(
