@@ -360,6 +360,22 @@ def test_what_is_no_reward_model_is_refused(tmp_path: Path, tiny_folder: Path) -
         RewardModel.load(str(tiny_folder), device="cpu")
 
 
+def test_a_reward_model_that_cannot_score_is_known_first(
+    finished: tuple[World, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name without a model, and a template that refuses the prompts: nothing is measured, nothing is written."""
+    _, done = finished
+    monkeypatch.setattr("twdpo.evaluate.run.measure", lambda *_arguments, **_options: 1 / 0)
+    given = {"max_new_tokens": 5, "limit": 4, "out": str(tmp_path / "e.json")}
+    with pytest.raises(ModelError, match="no-such-model"):
+        run_eval(done.out, reward_model=str(tmp_path / "no-such-model"), **given)
+    judge = save_reward_model(tmp_path / "rm")
+    tiny_tokenizer("{{ raise_exception('no users here\nat all') }}").save_pretrained(judge)
+    with pytest.raises(ModelError, match="the reward model's chat template refuses a conversation: no users here$"):
+        run_eval(done.out, reward_model=str(judge), **given)
+    assert not (tmp_path / "e.json").exists()
+
+
 def test_win_rates_by_hand() -> None:
     """Won, lost, equal; the first answer is longer than the reference's, the second shorter, the third as long."""
     policy = Answers(texts=["long one", "s", "abc"], rewards=np.array([1.0, -2.0, 0.5]))

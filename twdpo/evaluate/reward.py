@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twdpo.errors import ModelError
+from twdpo.errors import ModelError, first_line
 from twdpo.evaluate.statistics import Bootstrap, Estimate, Floats, is_longer, is_right, length_controlled, mean
 from twdpo.pipeline.chat import chat_template, render_chat
 from twdpo.pipeline.model_files import loading, locate, quiet_progress
@@ -23,6 +23,7 @@ from twdpo.preferences import Message
 
 #: Sequences scored together.
 _BATCH = 8
+_STAND_IN = "Answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +49,12 @@ class RewardModel:
             raise ModelError(f"{name} is no reward model: it {what}")
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         return cls(name=name, model=model.to(device).eval(), tokenizer=tokenizer)
+
+    def check(self, prompts: Sequence[Sequence[Message]]) -> None:
+        """Raise ModelError where the chat template refuses one of the prompts with an answer."""
+        literal = LiteralTokenizer(self.tokenizer)
+        for prompt in prompts:
+            _conversation_ids(self.tokenizer, literal, [*prompt, Message(role="assistant", content=_STAND_IN)])
 
     @torch.inference_mode()
     def score(
@@ -103,7 +110,7 @@ def _conversation_ids(tokenizer: Any, literal: LiteralTokenizer, messages: Seque
     try:
         rendered = render_chat(tokenizer, shielded, add_generation_prompt=False)
     except Exception as error:  # templates are programs and raise what they like
-        raise ModelError(f"the chat template refuses a conversation: {error}") from None
+        raise ModelError(f"the reward model's chat template refuses a conversation: {first_line(error)}") from None
     found: list[int] = literal.encode(literal.unshield(literal.mark(rendered))).ids.tolist()
     return found
 

@@ -57,6 +57,8 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
     )
     other = read_evaluation(config.against) if config.against else None
     device = pick_device(config.device)
+    # A name that is misspelt, or a template that refuses the prompts, is to be known before hours of measuring.
+    judge = _judge(config, device)
     policy = _load(config, config.model, config.revision, device)
     renderer = Renderer(policy.loaded.tokenizer, max_length=_max_length(config, trained, policy.loaded))
     progress.start("pairs", None)
@@ -65,6 +67,8 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
     progress.finish("pairs")
     if other is not None:
         other.check(pairs.examples, renderer.max_length)
+    if judge is not None:
+        judge.check(_prompts(pairs))
     reference = _load(config, name, revision, device)
     _refuse_unlike(policy.loaded, reference.loaded)
     figures = _figures(config, trained, policy, reference, renderer, pairs, progress)
@@ -87,7 +91,7 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         truncated=sum(example.longest >= renderer.max_length for example in pairs.examples),
         skipped=dict(pairs.skipped),
         against=config.against,
-        rewards=_rewards(config, policy, reference, renderer, pairs, bootstrap, device, progress),
+        rewards=_rewards(config, judge, policy, reference, renderer, _prompts(pairs), bootstrap, progress),
         out=out,
     )
     if other is not None:
@@ -192,21 +196,30 @@ def _stored(
         return read_reference(examples, store)
 
 
+def _judge(config: EvalConfig, device: str) -> RewardModel | None:
+    if config.reward_model is None:
+        return None
+    return RewardModel.load(config.reward_model, device=device, trust_remote_code=config.trust_remote_code)
+
+
+def _prompts(pairs: HeldoutPairs) -> list[tuple[Message, ...]]:
+    """Each prompt once."""
+    return list(dict.fromkeys(pair.prompt for pair in pairs.pairs))
+
+
 def _rewards(
     config: EvalConfig,
+    judge: RewardModel | None,
     policy: _Model,
     reference: _Model,
     renderer: Renderer,
-    pairs: HeldoutPairs,
+    prompts: Sequence[tuple[Message, ...]],
     bootstrap: Bootstrap,
-    device: str,
     progress: TrainProgress,
 ) -> RewardResult | None:
-    """Win rates over the held-out prompts, each once."""
-    if config.reward_model is None:
+    """Win rates over the held-out prompts."""
+    if judge is None:
         return None
-    judge = RewardModel.load(config.reward_model, device=device, trust_remote_code=config.trust_remote_code)
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs.pairs))
     settings = GenerationSettings(
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -222,7 +235,7 @@ def _rewards(
     metrics = win_rates(found[0], found[1], bootstrap)
     if config.kl:
         metrics |= _sampled_kl(policy, reference, renderer, prompts, found, bootstrap)
-    return RewardResult(model=config.reward_model, metrics=metrics, answers=answers_plain(prompts, *found))
+    return RewardResult(model=judge.name, metrics=metrics, answers=answers_plain(prompts, *found))
 
 
 def _sampled_kl(
