@@ -17,7 +17,8 @@ from twdpo.cli import main
 from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
 from twdpo.evaluate.against import read_evaluation
-from twdpo.evaluate.result import EvalResult
+from twdpo.evaluate.generation import GenerationSettings, answer_all
+from twdpo.evaluate.result import EvalResult, RewardResult
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
 from twdpo.evaluate.statistics import Bootstrap
 from twdpo.evaluate.trained import run_of
@@ -378,8 +379,8 @@ def test_a_reward_model_that_cannot_score_is_known_first(
 
 def test_win_rates_by_hand() -> None:
     """Won, lost, equal; the first answer is longer than the reference's, the second shorter, the third as long."""
-    policy = Answers(texts=["long one", "s", "abc"], rewards=np.array([1.0, -2.0, 0.5]))
-    reference = Answers(texts=["short", "longer", "xyz"], rewards=np.array([0.0, 0.0, 0.5]))
+    policy = Answers(texts=["long one", "s", "abc"], rewards=np.array([1.0, -2.0, 0.5]), cut=[False] * 3)
+    reference = Answers(texts=["short", "longer", "xyz"], rewards=np.array([0.0, 0.0, 0.5]), cut=[False] * 3)
     found = {name: e.value for name, e in win_rates(policy, reference, Bootstrap(resamples=100)).items()}
     assert found["win_rate"] == pytest.approx(0.5)
     assert found["length_controlled_win_rate"] == pytest.approx((1.25 / 1.5 + 0.25 / 1.5) / 2)
@@ -388,12 +389,39 @@ def test_win_rates_by_hand() -> None:
 
 
 def test_win_rates_from_end_to_end(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
-    _, done = finished
+    """The answers are the policy's and the reference's own, of freshly loaded models; cut ones are counted and said."""
+    world, done = finished
     judge = save_reward_model(tmp_path / "rm")
-    found = run_eval(done.out, reward_model=str(judge), max_new_tokens=5, limit=4)
+    out = tmp_path / "e.json"
+    found = run_eval(done.out, reward_model=str(judge), max_new_tokens=5, limit=4, out=str(out))
     assert found.rewards is not None
-    assert len(found.rewards.answers) == 4
+    prompts = [[Message(**turn) for turn in row["prompt"]] for row in found.rewards.answers]
+    assert len(prompts) == 4
+    expected = {
+        name: answer_all(load_model(str(model), device="cpu"), prompts, GenerationSettings(max_new_tokens=5))
+        for name, model in (("answer", done.out), ("reference_answer", world.model))
+    }
+    for name, answers in expected.items():
+        assert [row[name] for row in found.rewards.answers] == [answer.text for answer in answers]
+    assert expected["answer"] != expected["reference_answer"]
+    cut, theirs = (sum(answer.cut for answer in answers) for answers in expected.values())
+    empty = [sum(not answer.text for answer in answers) for answers in expected.values()]
+    assert cut > 0
+    assert found.rows()["answers cut at the most tokens"] == f"{cut} of 4, and {theirs} of the reference's"
     assert {"win_rate", "reward_difference", "kl_per_token_sampled"} <= found.rewards.metrics.keys()
-    written = json.loads((done.out / "eval.json").read_text("utf-8"))
-    assert written["reward_model"]["model"] == str(judge)
+    written = json.loads(out.read_text("utf-8"))["reward_model"]
+    assert written["model"] == str(judge)
+    assert written["cut"] == {"policy": cut, "reference": theirs}
+    assert written["empty"] == dict(zip(("policy", "reference"), empty, strict=True))
+    assert [row["cut"] for row in written["answers"]] == [answer.cut for answer in expected["answer"]]
     assert "win rate" in found.rows()
+
+
+def test_cut_and_empty_answers_are_told_where_there_are_any() -> None:
+    about: dict[str, Any] = {"model": "rm", "metrics": {}, "answers": [{}] * 9}
+    assert RewardResult(**about, cut=(0, 0), empty=(0, 0)).rows() == {"reward model": "rm"}
+    assert RewardResult(**about, cut=(0, 2), empty=(1, 0)).rows() == {
+        "reward model": "rm",
+        "answers cut at the most tokens": "0 of 9, and 2 of the reference's",
+        "answers empty": "1 of 9, and 0 of the reference's",
+    }

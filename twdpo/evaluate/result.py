@@ -33,6 +33,7 @@ _SHOWN = {
     "kl_per_answer": ("KL per answer, nats", "{:.4g}"),
 }
 _UNLIKE = {"weights": "cache of weights", "weight_rules": "weighting, so no weighted differences"}
+_WHOSE = ("policy", "reference")
 _REWARDS = {
     "win_rate": ("win rate", "{:.1%}"),
     "length_controlled_win_rate": ("win rate, length-controlled", "{:.1%}"),
@@ -47,11 +48,30 @@ _REWARDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardResult:
-    """Win rates by a reward model. answers: what was sampled, and its rewards."""
+    """Win rates by a reward model. answers: what was sampled, and its rewards.
+
+    cut, empty: how many answers of policy and reference reached the most tokens, or have not a character.
+    """
 
     model: str
     metrics: Mapping[str, Estimate]
     answers: Sequence[Mapping[str, Any]]
+    cut: tuple[int, int]
+    empty: tuple[int, int]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        counts = {name: dict(zip(_WHOSE, getattr(self, name), strict=True)) for name in ("cut", "empty")}
+        return {"model": self.model, "metrics": _plain(self.metrics), **counts, "answers": list(self.answers)}
+
+    def rows(self) -> dict[str, str]:
+        """As a table shows it."""
+        rows = {"reward model": self.model}
+        for what, (ours, theirs) in (("cut at the most tokens", self.cut), ("empty", self.empty)):
+            if ours or theirs:
+                count = len(self.answers)
+                rows[f"answers {what}"] = f"{ours:,} of {count:,}, and {theirs:,} of the reference's"
+        return rows | _shown(self.metrics, _REWARDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -89,10 +109,6 @@ class EvalResult:
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        rewards = None
-        if self.rewards is not None:
-            metrics = _plain(self.rewards.metrics)
-            rewards = {"model": self.rewards.model, "metrics": metrics, "answers": list(self.rewards.answers)}
         names = ("model", "reference", "data", "beta", "weights", "max_length", "dtype", "truncated", "against")
         return {
             "format": _FORMAT,
@@ -106,7 +122,7 @@ class EvalResult:
             "metrics": _plain(self.metrics),
             "differences": _plain(self.differences),
             "unlike": {name: {"there": there, "here": here} for name, (there, here) in self.unlike.items()},
-            "reward_model": rewards,
+            "reward_model": None if self.rewards is None else self.rewards.plain(),
             "per_pair": self.figures.plain(),
         }
 
@@ -129,8 +145,7 @@ class EvalResult:
                 rows[f"another {_UNLIKE.get(name, name)}"] = f"{there} there, {here} here"
             rows |= _shown(self.differences, _SHOWN, "difference: ", signed=True)
         if self.rewards is not None:
-            rows["reward model"] = self.rewards.model
-            rows |= _shown(self.rewards.metrics, _REWARDS)
+            rows |= self.rewards.rows()
         if self.out is not None:
             rows["all of it"] = str(self.out)
         return rows

@@ -117,15 +117,21 @@ def _conversation_ids(tokenizer: Any, literal: LiteralTokenizer, messages: Seque
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Answers of one model to all prompts, and their rewards."""
+    """Answers of one model to all prompts, and their rewards. cut: whether each reached the most tokens."""
 
     texts: Sequence[str]
     rewards: Floats
+    cut: Sequence[bool]
 
     @property
     def characters(self) -> Floats:
         """How long each is."""
         return np.array([len(text) for text in self.texts], np.float64)
+
+    @property
+    def empty(self) -> int:
+        """How many have not a character."""
+        return sum(not text for text in self.texts)
 
 
 def win_rates(policy: Answers, reference: Answers, bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -149,7 +155,8 @@ def win_rates(policy: Answers, reference: Answers, bootstrap: Bootstrap) -> dict
 
 def answers_plain(prompts: Sequence[Sequence[Message]], policy: Answers, reference: Answers) -> list[Mapping[str, Any]]:
     """What was sampled and scored, as JSON has it."""
-    rows = zip(prompts, policy.texts, reference.texts, policy.rewards, reference.rewards, strict=True)
+    rewards = zip(policy.rewards, reference.rewards, policy.cut, reference.cut, strict=True)
+    rows = zip(prompts, policy.texts, reference.texts, rewards, strict=True)
     return [
         {
             "prompt": [{"role": m.role, "content": m.content} for m in prompt],
@@ -157,6 +164,8 @@ def answers_plain(prompts: Sequence[Sequence[Message]], policy: Answers, referen
             "reference_answer": other,
             "reward": float(reward),
             "reference_reward": float(other_reward),
+            "cut": cut,
+            "reference_cut": other_cut,
         }
-        for prompt, answer, other, reward, other_reward in rows
+        for prompt, answer, other, (reward, other_reward, cut, other_cut) in rows
     ]

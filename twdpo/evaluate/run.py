@@ -18,7 +18,7 @@ from twdpo.errors import ModelError, UsageError
 from twdpo.evaluate.against import read_evaluation
 from twdpo.evaluate.config import EvalConfig
 from twdpo.evaluate.figures import PairFigures, differences, summarize
-from twdpo.evaluate.generation import GenerationSettings, generate
+from twdpo.evaluate.generation import GenerationSettings, answer_all
 from twdpo.evaluate.heldout import ReferenceStates, logps_of, measure
 from twdpo.evaluate.pairs import HeldoutPairs, heldout_pairs, plain_example
 from twdpo.evaluate.result import FILE, EvalResult, RewardResult
@@ -229,13 +229,21 @@ def _rewards(
     progress.start("answers", 2 * len(prompts))
     found = []
     for model in (policy, reference):
-        texts = generate(model.loaded, prompts, settings, lambda items: progress.advance("answers", items))
-        found.append(Answers(texts=texts, rewards=judge.score(prompts, texts)))
+        given = answer_all(model.loaded, prompts, settings, lambda items: progress.advance("answers", items))
+        texts = [answer.text for answer in given]
+        rewards = judge.score(prompts, texts)
+        found.append(Answers(texts=texts, rewards=rewards, cut=[answer.cut for answer in given]))
     progress.finish("answers")
     metrics = win_rates(found[0], found[1], bootstrap)
     if config.kl:
         metrics |= _sampled_kl(policy, reference, renderer, prompts, found, bootstrap)
-    return RewardResult(model=judge.name, metrics=metrics, answers=answers_plain(prompts, *found))
+    return RewardResult(
+        model=judge.name,
+        metrics=metrics,
+        answers=answers_plain(prompts, *found),
+        cut=(sum(found[0].cut), sum(found[1].cut)),
+        empty=(found[0].empty, found[1].empty),
+    )
 
 
 def _sampled_kl(
