@@ -17,7 +17,7 @@ from twdpo.cli import main
 from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
 from twdpo.evaluate.against import read_evaluation
-from twdpo.evaluate.generation import GenerationSettings, answer_all
+from twdpo.evaluate.generation import Answer, GenerationSettings, answer_all
 from twdpo.evaluate.result import EvalResult, RewardResult
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
 from twdpo.evaluate.statistics import Bootstrap
@@ -415,6 +415,28 @@ def test_win_rates_from_end_to_end(finished: tuple[World, TrainResult], tmp_path
     assert written["empty"] == dict(zip(("policy", "reference"), empty, strict=True))
     assert [row["cut"] for row in written["answers"]] == [answer.cut for answer in expected["answer"]]
     assert "win rate" in found.rows()
+
+
+@pytest.mark.parametrize("whose", ["policy", "reference"])
+def test_only_own_empty_answers_are_left_out_of_the_kl(
+    finished: tuple[World, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """Of three prompts one gets an empty answer from one of the two."""
+    _, done = finished
+    given = iter([["It is 6."] * 3, ["Perhaps."] * 3])
+
+    def answers(*_arguments: Any) -> list[Answer]:
+        texts = next(given)
+        if (texts[0] == "It is 6.") == (whose == "policy"):
+            texts[1] = ""
+        return [Answer(text=text) for text in texts]
+
+    monkeypatch.setattr("twdpo.evaluate.run.answer_all", answers)
+    judge = str(save_reward_model(tmp_path / "rm"))
+    found = run_eval(done.out, reward_model=judge, limit=3, out=str(tmp_path / "e.json"))
+    assert found.rewards is not None
+    assert found.rewards.metrics["kl_per_token_sampled"].count == (2 if whose == "policy" else 3)
+    assert found.rows()["KL per token of own answers, nats"].endswith("over 2 of 3 answers") == (whose == "policy")
 
 
 def test_cut_and_empty_answers_are_told_where_there_are_any() -> None:

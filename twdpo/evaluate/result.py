@@ -71,7 +71,11 @@ class RewardResult:
             if ours or theirs:
                 count = len(self.answers)
                 rows[f"answers {what}"] = f"{ours:,} of {count:,}, and {theirs:,} of the reference's"
-        return rows | _shown(self.metrics, _REWARDS)
+        rows |= _shown(self.metrics, _REWARDS)
+        kl = self.metrics.get("kl_per_token_sampled")
+        if kl is not None and kl.count < len(self.answers):
+            rows[_REWARDS["kl_per_token_sampled"][0]] += f"  over {kl.count:,} of {len(self.answers):,} answers"
+        return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -236,7 +236,7 @@ def _rewards(
     progress.finish("answers")
     metrics = win_rates(found[0], found[1], bootstrap)
     if config.kl:
-        metrics |= _sampled_kl(policy, reference, renderer, prompts, found, bootstrap)
+        metrics |= _sampled_kl(policy, reference, renderer, prompts, found[0].texts, bootstrap)
     return RewardResult(
         model=judge.name,
         metrics=metrics,
@@ -251,14 +251,15 @@ def _sampled_kl(
     reference: _Model,
     renderer: Renderer,
     prompts: Sequence[tuple[Message, ...]],
-    found: Sequence[Answers],
+    answers: Sequence[str],
     bootstrap: Bootstrap,
 ) -> dict[str, Estimate]:
-    """The KL at the prefixes of the policy's own answers, where these are not empty."""
+    """The KL at the prefixes of the policy's own answers that are not empty; its count says how many these are."""
     examples = []
-    for row, (prompt, ours, theirs) in enumerate(zip(prompts, found[0].texts, found[1].texts, strict=True)):
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         try:
-            examples.append(plain_example(Pair(prompt=prompt, chosen=ours, rejected=theirs, row=row), renderer))
+            # A pair of the answer with itself: what another one is must not decide whether this one counts.
+            examples.append(plain_example(Pair(prompt=prompt, chosen=answer, rejected=answer, row=row), renderer))
         except RenderError:
             continue
     parts = []
