@@ -289,11 +289,27 @@ def test_what_is_missing_is_said(world: World, tmp_path: Path) -> None:
         ({"split": "test"}, "--split needs --dataset"),
         ({"temperature": -1.0}, "--temperature -1.0 is too small"),
         ({"uncovered": "two"}, "--uncovered two is not known"),
+        ({"reference_cache": "logps"}, "--reference-cache needs --no-kl"),
+        ({"temperature": 0.0}, "--temperature needs --reward-model"),
+        ({"max_new_tokens": 512}, "--max-new-tokens needs --reward-model"),
+        ({"dataset": "d", "attn_source": "last"}, "--attn-source needs --weights"),
+        ({"dataset": "d", "sink_fix": False}, "--sink-fix needs --weights"),
+        ({"dataset": "d", "uncovered": "zero"}, "--uncovered needs --weights"),
+        ({"dataset": "d", "uniform_mix": 0.0}, "--uniform-mix needs --weights"),
+        ({"reference_revision": "main"}, "--reference-revision needs --reference"),
     ],
 )
-def test_settings_out_of_range_are_refused(given: dict[str, Any], message: str) -> None:
+def test_settings_that_are_out_of_range_or_would_be_ignored_are_refused(given: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         EvalConfig(model="m", **given)
+
+
+def test_settings_that_count_are_taken() -> None:
+    rules: dict[str, Any] = {"attn_source": "last", "sink_fix": False, "uncovered": "zero", "uniform_mix": 0.0}
+    EvalConfig(model="m", **rules)
+    EvalConfig(model="m", dataset="d", split="test", weights="w", **rules)
+    EvalConfig(model="m", reference="r", reference_revision="main", reference_cache="logps", kl=False)
+    EvalConfig(model="m", reward_model="rm", temperature=0.0, max_new_tokens=512)
 
 
 def test_the_command_prints_a_table_or_json(

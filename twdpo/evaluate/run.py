@@ -16,7 +16,7 @@ import torch
 
 from twdpo.errors import ModelError, UsageError
 from twdpo.evaluate.against import read_evaluation
-from twdpo.evaluate.config import EvalConfig
+from twdpo.evaluate.config import MAX_NEW_TOKENS, EvalConfig
 from twdpo.evaluate.figures import PairFigures, differences, summarize
 from twdpo.evaluate.generation import GenerationSettings, answer_all
 from twdpo.evaluate.heldout import ReferenceStates, logps_of, measure
@@ -221,8 +221,8 @@ def _rewards(
     if judge is None:
         return None
     settings = GenerationSettings(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens if config.max_new_tokens is not None else MAX_NEW_TOKENS,
+        temperature=config.temperature or 0.0,
         seed=config.seed,
         batch_size=config.batch_size,
     )
