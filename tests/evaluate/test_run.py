@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
 from twdpo.evaluate.against import read_evaluation
 from twdpo.evaluate.generation import Answer, GenerationSettings, answer_all
+from twdpo.evaluate.heldout import logps_of
 from twdpo.evaluate.result import EvalResult, RewardResult
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
 from twdpo.evaluate.statistics import Bootstrap
 from twdpo.evaluate.trained import run_of
 from twdpo.pipeline.models import load_model
 from twdpo.pipeline.train import TrainResult, train
+from twdpo.pipeline.train.data import Example
+from twdpo.pipeline.train.layouts import Logps
 from twdpo.preferences import Message
 
 QUICK: dict[str, Any] = {"device": "cpu", "resamples": 100}
@@ -216,14 +219,36 @@ def test_weights_of_a_named_data_set_are_read_as_the_run_did(finished: tuple[Wor
         assert other.figures.weighted_margins != pytest.approx(other.figures.margins)
 
 
-def test_stored_reference_log_probs_do(finished: tuple[World, TrainResult], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without KL nothing is computed of the reference that training has stored."""
-    _, done = finished
+def test_stored_reference_log_probs_do(
+    finished: tuple[World, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without KL nothing is computed of the reference that is stored; what is not is added; no store is needed."""
+    world, done = finished
     exact = run_eval(done.out)
-    monkeypatch.setattr("twdpo.evaluate.run.logps_of", lambda _model, examples, **_: {} if not examples else 1 / 0)
-    found = run_eval(done.out, kl=False)
+    computed: list[int] = []
+
+    def counted(model: Any, examples: Sequence[Example], **options: Any) -> dict[str, Logps]:
+        computed.append(len(examples))
+        return logps_of(model, examples, **options)
+
+    monkeypatch.setattr("twdpo.evaluate.run.logps_of", counted)
+    given: dict[str, Any] = {"kl": False, "out": str(tmp_path / "e.json")}
+    found = run_eval(done.out, **given)
     np.testing.assert_allclose(found.figures.margins, exact.figures.margins, atol=1e-3)
     assert found.figures.kl is None
+    store = {"reference_cache": str(tmp_path / "logps")}
+    first = run_eval(done.out, **given, **store, limit=3)
+    more = run_eval(done.out, **given, **store)
+    again = run_eval(done.out, **given, **store)
+    assert computed == [0, 3, 5, 0]
+    np.testing.assert_allclose(first.figures.margins, exact.figures.margins[:3], atol=1e-3)
+    for one in (more, again):
+        np.testing.assert_allclose(one.figures.margins, exact.figures.margins, atol=1e-3)
+    named: dict[str, Any] = {"reference": str(world.model), "dataset": str(world.pairs), "limit": 4}
+    without = run_eval(save_tiny(tmp_path / "other", seed=5), **given, **named)  # not a model of a run
+    assert computed[4:] == [4]
+    whole = run_eval(tmp_path / "other", **(given | named | {"kl": True}))
+    np.testing.assert_allclose(without.figures.margins, whole.figures.margins, atol=1e-3)
 
 
 @pytest.mark.slow

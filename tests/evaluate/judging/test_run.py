@@ -242,10 +242,18 @@ def test_a_model_against_the_references_of_its_benchmark(make: Callable[..., Jud
 
 
 def test_arena_hards_baseline_is_read(shared: Path, make: Callable[..., JudgeConfig], tmp_path: Path) -> None:
+    """Its own answers are what the judge is shown, to its own questions, in the order of the file."""
     folder = shared / "data/benchmarks/arena_hard_v0.1"
     baseline = read_json(folder / "baseline_gpt-4-0314.jsonl")[:4]
     file = write_json(tmp_path / "baseline.jsonl", baseline)
-    config = make("arena_hard", a=str(file), b=str(file), questions=str(folder / "question.jsonl"))
-    result = run(config)
+    config = make("arena_hard", a=str(file), b=str(file), questions=str(folder / "question.jsonl"), max_length=32_768)
+    engine = LongerEngine()
+    result = run(config, engine)
     assert (result.a, result.b) == ("gpt-4-0314 (A)", "gpt-4-0314 (B)")
     assert result.comparison.overall.ties == 4
+    asked = {row["uid"]: row["prompt"] for row in read_json(folder / "question.jsonl")}
+    for row, prompt in zip(baseline, engine.seen[::2], strict=True):
+        answer = row["messages"][-1]["content"]["answer"]
+        assert f"{asked[row['uid']]}\n[A]{answer}\n[B]{answer}\nBetter:" in shown(prompt)
+    characters = sum(len(row["messages"][-1]["content"]["answer"]) for row in baseline) / 4
+    assert result.comparison.mean_characters_a == result.comparison.mean_characters_b == characters
