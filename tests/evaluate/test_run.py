@@ -27,7 +27,8 @@ from twdpo.pipeline.models import load_model
 from twdpo.pipeline.train import TrainResult, train
 from twdpo.pipeline.train.data import Example
 from twdpo.pipeline.train.layouts import Logps
-from twdpo.preferences import Message
+from twdpo.pipeline.train.render import Renderer
+from twdpo.preferences import Message, Pair, load, resolve
 
 QUICK: dict[str, Any] = {"device": "cpu", "resamples": 100}
 
@@ -129,6 +130,19 @@ def test_only_what_can_be_compared_is(
     monkeypatch.setattr("twdpo.evaluate.run.measure", lambda *_arguments, **_options: 1 / 0)
     with pytest.raises(UsageError, match="other tokens of the same pairs: cut at --max-length 256, these at 40; eval"):
         run_eval(done.out, against=before, max_length=40)
+
+
+def test_pairs_that_just_fit_are_not_cut(finished: tuple[World, TrainResult], tmp_path: Path) -> None:
+    world, done = finished
+    renderer = Renderer(tiny_tokenizer(), max_length=1000)
+    rendered = [renderer.render(pair) for pair in load(resolve(str(world.pairs))) if isinstance(pair, Pair)]
+    lengths = [max(len(pair.chosen.ids), len(pair.rejected.ids)) for pair in rendered]
+    given: dict[str, Any] = {"dataset": str(world.pairs), "kl": False, "out": str(tmp_path / "e.json")}
+    for length in (max(lengths), max(lengths) - 1):
+        found = run_eval(done.out, max_length=length, **given)
+        over = sum(one > length for one in lengths)
+        assert found.truncated == over
+        assert ("cut to the maximal length" in found.rows()["pairs"]) == (over > 0)
 
 
 def test_log_probs_that_are_no_numbers_end_it(

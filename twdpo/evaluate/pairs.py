@@ -229,7 +229,7 @@ def plain_example(pair: Pair, renderer: Renderer) -> Example:
 
     def side(answer: RenderedSide) -> Side:
         weights = np.ones(answer.completion_length, np.float32)
-        return Side(ids=answer.ids, prompt_length=answer.prompt_length, weights=weights)
+        return Side(ids=answer.ids, prompt_length=answer.prompt_length, weights=weights, cut=answer.cut)
 
     chosen, rejected = side(rendered.chosen), side(rendered.rejected)
     return Example(example_hash=pair.example_hash, row=pair.row, chosen=chosen, rejected=rejected)

@@ -88,7 +88,7 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         dtype=config.dtype,
         trained_pairs=pairs.overlap.pairs,
         trained_prompts=pairs.overlap.prompts,
-        truncated=sum(example.longest >= renderer.max_length for example in pairs.examples),
+        truncated=sum(example.cut for example in pairs.examples),
         skipped=dict(pairs.skipped),
         against=config.against,
         rewards=_rewards(config, judge, policy, reference, renderer, _prompts(pairs), bootstrap, progress),

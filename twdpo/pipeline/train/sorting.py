@@ -115,7 +115,7 @@ class Sorter:
             else:
                 counts.pairs += 1
                 counts.uniform += number in known.even
-                counts.truncated += self._joiner.cut(example)
+                counts.truncated += example.cut
         return counts
 
     @staticmethod
