@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from twdpo.errors import DataError, MissingRows, ModelError, UsageError
 from twdpo.evaluate import EvalConfig, evaluate
 from twdpo.evaluate.against import read_evaluation
 from twdpo.evaluate.generation import Answer, GenerationSettings, answer_all
-from twdpo.evaluate.heldout import logps_of
+from twdpo.evaluate.heldout import PairFigures, logps_of, measure
 from twdpo.evaluate.result import EvalResult, RewardResult
 from twdpo.evaluate.reward import Answers, RewardModel, win_rates
 from twdpo.evaluate.statistics import Bootstrap
@@ -164,6 +165,21 @@ def test_log_probs_that_are_no_numbers_end_it(
     lost = save_broken(tmp_path / "lost", "get_output_embeddings", 7)
     assert error(lost, world.model) == "twdpo: the logits of this LlamaForCausalLM are not numbers; check its weights"
     assert not out.exists()
+
+
+def test_a_kl_that_is_not_finite_ends_it(
+    finished: tuple[World, TrainResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where one of the models gives a token no probability at all."""
+    _, done = finished
+
+    def measured(*arguments: Any, **options: Any) -> PairFigures:
+        figures = measure(*arguments, **options)
+        return replace(figures, rejected_kl=np.where(np.arange(len(figures)) < 2, np.inf, figures.rejected_kl))
+
+    monkeypatch.setattr("twdpo.evaluate.run.measure", measured)
+    with pytest.raises(ModelError, match="the KL of 2 pairs is not finite, .*; --no-kl leaves it out"):
+        run_eval(done.out, out=str(tmp_path / "e.json"))
 
 
 def save_broken(folder: Path, embeddings: str, token: int) -> Path:

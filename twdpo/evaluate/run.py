@@ -175,7 +175,12 @@ def _figures(
 
 
 def _not_numbers(config: EvalConfig, reference: _Model, figures: PairFigures) -> str:
-    """Whose log-probs are none, and what to do. A sum that is none says nothing of the others."""
+    """Whose log-probs are none, and what to do."""
+    if np.isfinite(figures.margins).all():
+        return (
+            f"the KL of {figures.broken} pairs is not finite, as where a model excludes tokens altogether; "
+            "--no-kl leaves it out"
+        )
     theirs = np.isfinite(figures.chosen_logps + figures.rejected_logps).all()
     name = reference.loaded.name if theirs else config.model
     more = ", or try --dtype float32" if config.dtype != "float32" else ""
