@@ -6,7 +6,7 @@ By default exactly those that its run held out, as the run itself decides them. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -237,11 +237,11 @@ def plain_example(pair: Pair, renderer: Renderer) -> Example:
 
 def _overlap(trained: TrainConfig, pairs: Sequence[Pair]) -> Overlap:
     """What of `pairs` a run was trained on, as far as its data can still be read."""
+    seed = trained.holding_seed
     try:
-        hashes, prompts = _trained_on(trained)
+        hashes, prompts = _trained_on(trained, {prompt_key(seed, pair.prompt) for pair in pairs})
     except TwdpoError:
         return Overlap()
-    seed = trained.holding_seed
     again = [pair.example_hash in hashes for pair in pairs]
     alike = sum(
         not known and prompt_key(seed, pair.prompt) in prompts for known, pair in zip(again, pairs, strict=True)
@@ -249,8 +249,11 @@ def _overlap(trained: TrainConfig, pairs: Sequence[Pair]) -> Overlap:
     return Overlap(pairs=sum(again), prompts=alike)
 
 
-def _trained_on(trained: TrainConfig) -> tuple[set[str], set[bytes]]:
-    """Hashes and prompts of the pairs that a run draws its steps from; of a stream, of all that are no split apart."""
+def _trained_on(trained: TrainConfig, wanted: Collection[bytes]) -> tuple[set[str], set[bytes]]:
+    """Hashes and prompts of the pairs with a `wanted` prompt that a run draws its steps from.
+
+    Of a stream, of all that are no split apart.
+    """
     with _open(trained) as cache:
         parts = parts_of(trained, cache)
         if trained.streaming:
@@ -260,11 +263,13 @@ def _trained_on(trained: TrainConfig) -> tuple[set[str], set[bytes]]:
                 if isinstance(row, Pair) and part.heldout:
                     apart.add(row.example_hash)
                 elif isinstance(row, Pair) and row.example_hash not in apart:
-                    keys.add(row.example_hash)
-                    prompts.add(prompt_key(trained.holding_seed, row.prompt))
+                    prompt = prompt_key(trained.holding_seed, row.prompt)
+                    if prompt in wanted:
+                        keys.add(row.example_hash)
+                        prompts.add(prompt)
             return keys, prompts
         found = survey(trained, cache, parts)
-    used = [i for i, fate in enumerate(found.fates) if fate in ("train", "uniform")]
+    used = [i for i, fate in enumerate(found.fates) if fate in ("train", "uniform") and found.prompts[i] in wanted]
     return {found.hashes[i] for i in used}, {found.prompts[i] for i in used}
 
 
