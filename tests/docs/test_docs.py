@@ -60,6 +60,7 @@ _ROW = re.compile(r"^\| `(?P<flag>--[\w-]+)` \| (?P<default>\S+) \|", re.MULTILI
 #: Options of programs other than this one: pip, Slurm, the benchmarks' tools, and accelerate, which has underscores.
 _FOREIGN = {
     "--annotators_config",
+    "--category",
     "--judge-names",
     "--model-list",
     "--model_outputs",

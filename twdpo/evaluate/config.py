@@ -12,6 +12,10 @@ from twdpo.errors import UsageError
 from twdpo.pipeline.train.config import DEVICES, LAYOUTS, UNCOVERED
 
 DTYPES = ("float32", "bfloat16")
+#: Of a sampled answer.
+MAX_NEW_TOKENS = 512
+#: How weights are read, as in `TrainConfig`.
+RULES = ("attn_source", "sink_fix", "uncovered", "uniform_mix")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,10 +28,11 @@ class EvalConfig:
     reference: the model that ratios and KL are from. beta: of the rewards, which are left out where none is known. kl:
     whether to measure the exact KL. dtype: float32 resolves what training changes; bfloat16 computes in it over
     float32 parameters. against: another evaluation's eval.json, or its folder, for paired differences. reward_model:
-    scores sampled answers of model and reference; temperature: of both, 0 for greedy. out: the file for the result,
-    None for eval.json in the model's folder, if it is one. json: whether the command prints JSON.
+    scores sampled answers of model and reference; max_new_tokens, temperature: of both, None for MAX_NEW_TOKENS and for
+    greedy. out: the file for the result, None for eval.json in the model's folder, if it is one. json: whether the
+    command prints JSON.
 
-    Raises UsageError where a value is out of range.
+    Raises UsageError where a value is out of range, or would be ignored.
     """
 
     model: str
@@ -52,8 +57,8 @@ class EvalConfig:
     device: str = "auto"
     against: str | None = None
     reward_model: str | None = None
-    max_new_tokens: int = 512
-    temperature: float = 0.0
+    max_new_tokens: int | None = None
+    temperature: float | None = None
     resamples: int = 10_000
     level: float = 0.95
     seed: int = 0
@@ -85,14 +90,42 @@ class EvalConfig:
             raise UsageError(f"--level {self.level} is outside 0 to 1, such as 0.95")
         if self.uniform_mix is not None and not 0.0 <= self.uniform_mix <= 1.0:
             raise UsageError(f"--uniform-mix {self.uniform_mix} is outside 0 to 1")
-        if self.split is not None and self.dataset is None:
-            raise UsageError("--split needs --dataset; without both, the pairs are those that the model's run held out")
+        self._refuse_ignored()
+
+    def _refuse_ignored(self) -> None:
+        """Raise UsageError for a setting that would change nothing as the others are."""
+        ignored = (
+            (
+                ("split",),
+                self.dataset is None,
+                "needs --dataset; without both, the pairs are those that the model's run held out",
+            ),
+            (
+                RULES,
+                self.dataset is not None and self.weights is None,
+                "needs --weights; with --dataset and without it there are plain figures only",
+            ),
+            (
+                ("reference_revision",),
+                self.reference is None,
+                "needs --reference; the run's own is known with its revision",
+            ),
+            (("reference_cache",), self.kl, "needs --no-kl; for the exact KL the reference is computed anew"),
+            (
+                ("max_new_tokens", "temperature"),
+                self.reward_model is None,
+                "needs --reward-model, which scores answers",
+            ),
+        )
+        for names, idle, why in ignored:
+            for name in names:
+                if idle and getattr(self, name) is not None:
+                    raise UsageError(f"{_flag(name)} {why}")
 
     @property
     def rules(self) -> dict[str, object]:
         """What was given of how weights are read."""
-        names = ("attn_source", "sink_fix", "uncovered", "uniform_mix")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return {name: getattr(self, name) for name in RULES if getattr(self, name) is not None}
 
 
 HELP = {
@@ -107,7 +140,7 @@ HELP = {
     "uncovered": "Weight of tokens that the judge did not see, zero or one; as the run did unless given, else zero.",
     "uniform_mix": "Share of even weights mixed in; as the run did unless given, else 0.",
     "reference": "Model to measure from; what the policy was trained from unless given, where that is known.",
-    "reference_revision": "Revision of a reference on the hub.",
+    "reference_revision": "Revision of a --reference on the hub.",
     "reference_cache": "Folder of reference log-probs, with --no-kl; the run's unless given.",
     "beta": "Of the rewards, beta times a margin; the run's unless given, if it has one (SimPO's is none).",
     "kl": "Measure the KL from the reference, exactly; without it stored reference log-probs are used.",
@@ -118,8 +151,8 @@ HELP = {
     "device": "auto, cpu, cuda or mps.",
     "against": "Another evaluation on the same pairs, its eval.json or folder: paired differences from it.",
     "reward_model": "Score sampled answers of policy and reference by this reward model: a folder or a hub id.",
-    "max_new_tokens": "Longest sampled answer in tokens.",
-    "temperature": "Temperature of sampled answers; 0 takes the likeliest token.",
+    "max_new_tokens": "With --reward-model: longest sampled answer in tokens; 512 unless given.",
+    "temperature": "With --reward-model: temperature of sampled answers; 0, the likeliest token, unless given.",
     "resamples": "Bootstrap resamples of an interval.",
     "level": "Confidence of the intervals.",
     "seed": "Decides resamples and sampled answers.",

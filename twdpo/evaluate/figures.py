@@ -83,6 +83,16 @@ class PairFigures:
         return None if self.kl is None else self.kl / self.tokens
 
     @property
+    def broken(self) -> int:
+        """Pairs of which a figure is no number."""
+        found = np.zeros(len(self), np.bool_)
+        for field in fields(self):
+            column = getattr(self, field.name)
+            if field.name != "hashes" and column is not None:
+                found |= ~np.isfinite(column)
+        return int(found.sum())
+
+    @property
     def longer(self) -> Floats:
         """1 where the chosen answer has more tokens, ½ where both have as many."""
         return is_longer(self.chosen_tokens, self.rejected_tokens)

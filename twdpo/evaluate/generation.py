@@ -281,6 +281,16 @@ def generate(
     settings: GenerationSettings,
     advance: Callable[[int], None] | None = None,
 ) -> list[str]:
+    """The text of an answer to each conversation, in order; otherwise as `answer_all`."""
+    return [answer.text for answer in answer_all(loaded, conversations, settings, advance)]
+
+
+def answer_all(
+    loaded: LoadedModel,
+    conversations: Sequence[Sequence[Message]],
+    settings: GenerationSettings,
+    advance: Callable[[int], None] | None = None,
+) -> list[Answer]:
     """An answer to each conversation, in order; `advance` is told how many more are there.
 
     Raises ModelError where one can't be answered.
@@ -290,15 +300,15 @@ def generate(
         Request(messages=tuple(turns), temperature=settings.temperature, key=conversation_key(turns))
         for turns in conversations
     ]
-    texts = [""] * len(requests)
+    answers = [Answer(text="")] * len(requests)
     for batch in generator.batches(requests):
         for i, answer in zip(batch, generator.answer([requests[i] for i in batch]), strict=True):
             if answer.failure is not None:
                 raise ModelError(f"conversation {i} cannot be answered: {answer.failure}")
-            texts[i] = answer.text
+            answers[i] = answer
         if advance is not None:
             advance(len(batch))
-    return texts
+    return answers
 
 
 def conversation_key(messages: Sequence[Message]) -> str:

@@ -6,17 +6,18 @@ By default exactly those that its run held out, as the run itself decides them. 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from twdpo.errors import DataError, MissingRows, TwdpoError, UsageError
-from twdpo.evaluate.config import EvalConfig
+from twdpo.evaluate.config import RULES, EvalConfig
 from twdpo.evaluate.trained import Run
-from twdpo.pipeline.train.config import TrainConfig
+from twdpo.pipeline.train.config import TrainConfig, names_split
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner, Side
 from twdpo.pipeline.train.parts import parts_of, rows_of
 from twdpo.pipeline.train.processes import Alone
@@ -39,14 +40,23 @@ class Overlap:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class HeldoutPairs:
-    """Pairs as tokens, beside their texts. weighted: whether the weights are a cache's. skipped: reason → pairs."""
+    """Pairs as tokens, beside their texts.
+
+    rules: whose attention their weights are and how they were read, None where these are no cache's. skipped: reason →
+    pairs.
+    """
 
     examples: list[Example]
     pairs: list[Pair]
-    weighted: bool
+    rules: Mapping[str, Any] | None
     what: str
     overlap: Overlap
     skipped: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def weighted(self) -> bool:
+        """Whether the weights are a cache's."""
+        return self.rules is not None
 
 
 def heldout_pairs(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPairs:
@@ -74,6 +84,7 @@ def _held_out(config: EvalConfig, run: Run, renderer: Renderer) -> HeldoutPairs:
     """What the run held out, with its weights."""
     trained = _as_trained(config, run)
     with _open(trained) as cache:
+        rules = _read_by(trained, cache)
         if trained.streaming:
             examples, pairs, skipped = _of_stream(trained, cache, renderer)
         else:
@@ -83,9 +94,9 @@ def _held_out(config: EvalConfig, run: Run, renderer: Renderer) -> HeldoutPairs:
     return HeldoutPairs(
         examples=examples[: config.limit],
         pairs=pairs[: config.limit],
-        weighted=True,
+        rules=rules,
         what=f"held out by the run ({run.file})",
-        overlap=Overlap(pairs=0, prompts=0),
+        overlap=_overlap(trained, pairs[: config.limit]) if names_split(trained) else Overlap(pairs=0, prompts=0),
         skipped=skipped,
     )
 
@@ -131,11 +142,13 @@ def _named(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPa
             skipped[row.reason] += 1
         else:
             pairs.append(row)
+    rules = None
     if config.weights is None:
         examples, pairs, reasons = _plain(pairs, renderer)
     else:
         trained = _rules(config, run)
         with _open(trained) as cache:
+            rules = _read_by(trained, cache)
             missing = cache.missing([pair.example_hash for pair in pairs])
             if missing:
                 raise MissingRows(
@@ -148,9 +161,9 @@ def _named(config: EvalConfig, run: Run | None, renderer: Renderer) -> HeldoutPa
     return HeldoutPairs(
         examples=examples,
         pairs=pairs,
-        weighted=config.weights is not None,
+        rules=rules,
         what=f"{config.dataset}{split}",
-        overlap=_overlap(run, pairs),
+        overlap=_overlap(run.config, pairs) if run is not None else Overlap(),
         skipped=skipped,
     )
 
@@ -178,6 +191,11 @@ def _rules(config: EvalConfig, run: Run | None) -> TrainConfig:
 def _open(trained: TrainConfig) -> WeightsCache:
     layers = parse_attn_source(trained.attn_source, Manifest.load(Path(trained.weights)).recipe.layers)
     return WeightsCache.open(trained.weights, layers=layers)
+
+
+def _read_by(trained: TrainConfig, cache: WeightsCache) -> dict[str, Any]:
+    """What decides the weights of a pair's tokens: the cache's recipe, and how it is read."""
+    return {"recipe": cache.manifest.fingerprint, **{name: getattr(trained, name) for name in RULES}}
 
 
 def _join(rows: Iterable[tuple[Pair, bool]], joiner: Joiner) -> tuple[list[Example], list[Pair], Counter[str]]:
@@ -211,21 +229,19 @@ def plain_example(pair: Pair, renderer: Renderer) -> Example:
 
     def side(answer: RenderedSide) -> Side:
         weights = np.ones(answer.completion_length, np.float32)
-        return Side(ids=answer.ids, prompt_length=answer.prompt_length, weights=weights)
+        return Side(ids=answer.ids, prompt_length=answer.prompt_length, weights=weights, cut=answer.cut)
 
     chosen, rejected = side(rendered.chosen), side(rendered.rejected)
     return Example(example_hash=pair.example_hash, row=pair.row, chosen=chosen, rejected=rejected)
 
 
-def _overlap(run: Run | None, pairs: Sequence[Pair]) -> Overlap:
-    """What of `pairs` the run was trained on, as far as its data can still be read."""
-    if run is None:
-        return Overlap()
+def _overlap(trained: TrainConfig, pairs: Sequence[Pair]) -> Overlap:
+    """What of `pairs` a run was trained on, as far as its data can still be read."""
+    seed = trained.holding_seed
     try:
-        hashes, prompts = _trained_on(run.config)
+        hashes, prompts = _trained_on(trained, {prompt_key(seed, pair.prompt) for pair in pairs})
     except TwdpoError:
         return Overlap()
-    seed = run.config.holding_seed
     again = [pair.example_hash in hashes for pair in pairs]
     alike = sum(
         not known and prompt_key(seed, pair.prompt) in prompts for known, pair in zip(again, pairs, strict=True)
@@ -233,16 +249,27 @@ def _overlap(run: Run | None, pairs: Sequence[Pair]) -> Overlap:
     return Overlap(pairs=sum(again), prompts=alike)
 
 
-def _trained_on(trained: TrainConfig) -> tuple[set[str], set[bytes]]:
-    """Hashes and prompts of the pairs that a run draws its steps from; of a stream, of all that are no split apart."""
+def _trained_on(trained: TrainConfig, wanted: Collection[bytes]) -> tuple[set[str], set[bytes]]:
+    """Hashes and prompts of the pairs with a `wanted` prompt that a run draws its steps from.
+
+    Of a stream, of all that are no split apart.
+    """
     with _open(trained) as cache:
         parts = parts_of(trained, cache)
         if trained.streaming:
-            rows = [row for part, row in rows_of(trained, cache, parts) if not part.heldout and isinstance(row, Pair)]
-            keys = {row.example_hash for row in rows}
-            return keys, {prompt_key(trained.holding_seed, row.prompt) for row in rows}
+            # A split of its own is read first, and what is in both is not trained on.
+            apart, keys, prompts = set[str](), set[str](), set[bytes]()
+            for part, row in rows_of(trained, cache, parts):
+                if isinstance(row, Pair) and part.heldout:
+                    apart.add(row.example_hash)
+                elif isinstance(row, Pair) and row.example_hash not in apart:
+                    prompt = prompt_key(trained.holding_seed, row.prompt)
+                    if prompt in wanted:
+                        keys.add(row.example_hash)
+                        prompts.add(prompt)
+            return keys, prompts
         found = survey(trained, cache, parts)
-    used = [i for i, fate in enumerate(found.fates) if fate in ("train", "uniform")]
+    used = [i for i, fate in enumerate(found.fates) if fate in ("train", "uniform") and found.prompts[i] in wanted]
     return {found.hashes[i] for i in used}, {found.prompts[i] for i in used}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from twdpo import __version__
-from twdpo.errors import DataError, UsageError
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.statistics import Bootstrap, Estimate
 
@@ -34,6 +32,8 @@ _SHOWN = {
     "kl_per_token": ("KL per token, nats", "{:.4g}"),
     "kl_per_answer": ("KL per answer, nats", "{:.4g}"),
 }
+_UNLIKE = {"weights": "cache of weights", "weight_rules": "weighting, so no weighted differences"}
+_WHOSE = ("policy", "reference")
 _REWARDS = {
     "win_rate": ("win rate", "{:.1%}"),
     "length_controlled_win_rate": ("win rate, length-controlled", "{:.1%}"),
@@ -48,11 +48,34 @@ _REWARDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardResult:
-    """Win rates by a reward model. answers: what was sampled, and its rewards."""
+    """Win rates by a reward model. answers: what was sampled, and its rewards.
+
+    cut, empty: how many answers of policy and reference reached the most tokens, or have not a character.
+    """
 
     model: str
     metrics: Mapping[str, Estimate]
     answers: Sequence[Mapping[str, Any]]
+    cut: tuple[int, int]
+    empty: tuple[int, int]
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON has it."""
+        counts = {name: dict(zip(_WHOSE, getattr(self, name), strict=True)) for name in ("cut", "empty")}
+        return {"model": self.model, "metrics": _plain(self.metrics), **counts, "answers": list(self.answers)}
+
+    def rows(self) -> dict[str, str]:
+        """As a table shows it."""
+        rows = {"reward model": self.model}
+        for what, (ours, theirs) in (("cut at the most tokens", self.cut), ("empty", self.empty)):
+            if ours or theirs:
+                count = len(self.answers)
+                rows[f"answers {what}"] = f"{ours:,} of {count:,}, and {theirs:,} of the reference's"
+        rows |= _shown(self.metrics, _REWARDS)
+        kl = self.metrics.get("kl_per_token_sampled")
+        if kl is not None and kl.count < len(self.answers):
+            rows[_REWARDS["kl_per_token_sampled"][0]] += f"  over {kl.count:,} of {len(self.answers):,} answers"
+        return rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,8 +84,10 @@ class EvalResult:
 
     data: which pairs, in words. metrics: each with its interval; see docs/evaluation.md. figures: pair by pair.
     trained_pairs, trained_prompts: how many of the pairs were also trained on, and how many others have a prompt of
-    such a pair; None where that is not known. beta: of the rewards, if any. differences: from the evaluation
-    `against`, pair by pair. truncated: pairs cut to the maximal length. out: the file that holds all of it.
+    such a pair; None where that is not known. beta: of the rewards, if any. weight_rules: whose attention the weights
+    are and how they were read, None without weights. differences: from the evaluation `against`, pair by pair. unlike:
+    what differs from it beside the model, name → there and here. truncated: pairs cut to the maximal length. out: the
+    file that holds all of it.
     """
 
     model: str
@@ -73,6 +98,7 @@ class EvalResult:
     bootstrap: Bootstrap
     beta: float | None = None
     weights: str | None = None
+    weight_rules: Mapping[str, Any] | None = None
     max_length: int = 0
     dtype: str = "float32"
     trained_pairs: int | None = None
@@ -81,27 +107,26 @@ class EvalResult:
     skipped: Mapping[str, int] = field(default_factory=dict)
     against: str | None = None
     differences: Mapping[str, Estimate] = field(default_factory=dict)
+    unlike: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     rewards: RewardResult | None = None
     out: Path | None = None
 
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
-        rewards = None
-        if self.rewards is not None:
-            metrics = _plain(self.rewards.metrics)
-            rewards = {"model": self.rewards.model, "metrics": metrics, "answers": list(self.rewards.answers)}
         names = ("model", "reference", "data", "beta", "weights", "max_length", "dtype", "truncated", "against")
         return {
             "format": _FORMAT,
             "twdpo_version": __version__,
             **{name: getattr(self, name) for name in names},
+            "weight_rules": None if self.weight_rules is None else dict(self.weight_rules),
             "pairs": len(self.figures),
             "trained_on": {"pairs": self.trained_pairs, "prompts": self.trained_prompts},
             "skipped": dict(self.skipped),
             "bootstrap": {name: getattr(self.bootstrap, name) for name in ("resamples", "level", "seed")},
             "metrics": _plain(self.metrics),
             "differences": _plain(self.differences),
-            "reward_model": rewards,
+            "unlike": {name: {"there": there, "here": here} for name, (there, here) in self.unlike.items()},
+            "reward_model": None if self.rewards is None else self.rewards.plain(),
             "per_pair": self.figures.plain(),
         }
 
@@ -120,10 +145,11 @@ class EvalResult:
         rows |= _shown(self.metrics, _SHOWN)
         if self.differences:
             rows[f"less {self.against}"] = "the same pairs, differences pair by pair"
+            for name, (there, here) in self.unlike.items():
+                rows[f"another {_UNLIKE.get(name, name)}"] = f"{there} there, {here} here"
             rows |= _shown(self.differences, _SHOWN, "difference: ", signed=True)
         if self.rewards is not None:
-            rows["reward model"] = self.rewards.model
-            rows |= _shown(self.rewards.metrics, _REWARDS)
+            rows |= self.rewards.rows()
         if self.out is not None:
             rows["all of it"] = str(self.out)
         return rows
@@ -131,28 +157,12 @@ class EvalResult:
     def _trained(self) -> str:
         if self.trained_pairs is None:
             return "not known"
-        if not self.trained_pairs and not self.trained_prompts:
-            return "none of them"
+        if not self.trained_pairs:
+            return "none of them" + (
+                f", but {self.trained_prompts:,} have the prompt of a pair that was" if self.trained_prompts else ""
+            )
         more = f"; {self.trained_prompts:,} others share a prompt with one that was" if self.trained_prompts else ""
         return f"{self.trained_pairs:,} OF THESE PAIRS WERE TRAINED ON{more}: figures are no held-out ones"
-
-
-def read_evaluation(place: str) -> tuple[PairFigures, float | None]:
-    """The figures and beta of an evaluation, from its file or the folder of its model.
-
-    Raises UsageError where there is none, and DataError where it is damaged.
-    """
-    path = Path(place).expanduser()
-    path = path / FILE if path.is_dir() else path
-    try:
-        content = json.loads(path.read_text("utf-8"))
-        return PairFigures.from_plain(content["per_pair"]), content["beta"]
-    except FileNotFoundError:
-        raise UsageError(f"--against {place}: no such evaluation; run twdpo eval on that model first") from None
-    except OSError as error:
-        raise UsageError(f"--against {place}: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is no evaluation of twdpo eval, or is damaged; run it again") from None
 
 
 def _plain(metrics: Mapping[str, Estimate]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twdpo.errors import ModelError
+from twdpo.errors import ModelError, first_line
 from twdpo.evaluate.statistics import Bootstrap, Estimate, Floats, is_longer, is_right, length_controlled, mean
 from twdpo.pipeline.chat import chat_template, render_chat
 from twdpo.pipeline.model_files import loading, locate, quiet_progress
@@ -23,6 +23,7 @@ from twdpo.preferences import Message
 
 #: Sequences scored together.
 _BATCH = 8
+_STAND_IN = "Answer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +50,12 @@ class RewardModel:
         tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
         return cls(name=name, model=model.to(device).eval(), tokenizer=tokenizer)
 
+    def check(self, prompts: Sequence[Sequence[Message]]) -> None:
+        """Raise ModelError where the chat template refuses one of the prompts with an answer."""
+        literal = LiteralTokenizer(self.tokenizer)
+        for prompt in prompts:
+            _conversation_ids(self.tokenizer, literal, [*prompt, Message(role="assistant", content=_STAND_IN)])
+
     @torch.inference_mode()
     def score(
         self,
@@ -56,7 +63,10 @@ class RewardModel:
         answers: Sequence[str],
         advance: Callable[[int], None] | None = None,
     ) -> Floats:
-        """The reward of each answer to its prompt. Sequences beyond the model's context lose their beginning."""
+        """The reward of each answer to its prompt. Sequences beyond the model's context lose their beginning.
+
+        Raises ModelError where the chat template refuses a prompt, or a reward is not a number.
+        """
         literal, context = LiteralTokenizer(self.tokenizer), context_length(self.model.config)
         sequences = [
             _conversation_ids(self.tokenizer, literal, [*p, Message(role="assistant", content=answer)])
@@ -72,6 +82,8 @@ class RewardModel:
             rewards[group] = self._forward([sequences[i] for i in group])
             if advance is not None:
                 advance(len(group))
+        if not np.isfinite(rewards).all():
+            raise ModelError(f"rewards of {self.name} are not numbers; check that it is whole")
         return rewards
 
     def _forward(self, sequences: Sequence[Sequence[int]]) -> Floats:
@@ -98,22 +110,28 @@ def _conversation_ids(tokenizer: Any, literal: LiteralTokenizer, messages: Seque
     try:
         rendered = render_chat(tokenizer, shielded, add_generation_prompt=False)
     except Exception as error:  # templates are programs and raise what they like
-        raise ModelError(f"the chat template refuses a conversation: {error}") from None
+        raise ModelError(f"the reward model's chat template refuses a conversation: {first_line(error)}") from None
     found: list[int] = literal.encode(literal.unshield(literal.mark(rendered))).ids.tolist()
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answers:
-    """Answers of one model to all prompts, and their rewards."""
+    """Answers of one model to all prompts, and their rewards. cut: whether each reached the most tokens."""
 
     texts: Sequence[str]
     rewards: Floats
+    cut: Sequence[bool]
 
     @property
     def characters(self) -> Floats:
         """How long each is."""
         return np.array([len(text) for text in self.texts], np.float64)
+
+    @property
+    def empty(self) -> int:
+        """How many have not a character."""
+        return sum(not text for text in self.texts)
 
 
 def win_rates(policy: Answers, reference: Answers, bootstrap: Bootstrap) -> dict[str, Estimate]:
@@ -137,7 +155,8 @@ def win_rates(policy: Answers, reference: Answers, bootstrap: Bootstrap) -> dict
 
 def answers_plain(prompts: Sequence[Sequence[Message]], policy: Answers, reference: Answers) -> list[Mapping[str, Any]]:
     """What was sampled and scored, as JSON has it."""
-    rows = zip(prompts, policy.texts, reference.texts, policy.rewards, reference.rewards, strict=True)
+    rewards = zip(policy.rewards, reference.rewards, policy.cut, reference.cut, strict=True)
+    rows = zip(prompts, policy.texts, reference.texts, rewards, strict=True)
     return [
         {
             "prompt": [{"role": m.role, "content": m.content} for m in prompt],
@@ -145,6 +164,8 @@ def answers_plain(prompts: Sequence[Sequence[Message]], policy: Answers, referen
             "reference_answer": other,
             "reward": float(reward),
             "reference_reward": float(other_reward),
+            "cut": cut,
+            "reference_cut": other_cut,
         }
-        for prompt, answer, other, reward, other_reward in rows
+        for prompt, answer, other, (reward, other_reward, cut, other_cut) in rows
     ]

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from twdpo.errors import ModelError, UsageError
-from twdpo.evaluate.config import EvalConfig
+from twdpo.evaluate.against import read_evaluation
+from twdpo.evaluate.config import MAX_NEW_TOKENS, EvalConfig
 from twdpo.evaluate.figures import PairFigures, differences, summarize
-from twdpo.evaluate.generation import GenerationSettings, generate
+from twdpo.evaluate.generation import GenerationSettings, answer_all
 from twdpo.evaluate.heldout import ReferenceStates, logps_of, measure
 from twdpo.evaluate.pairs import HeldoutPairs, heldout_pairs, plain_example
-from twdpo.evaluate.result import FILE, EvalResult, RewardResult, read_evaluation
+from twdpo.evaluate.result import FILE, EvalResult, RewardResult
 from twdpo.evaluate.reward import Answers, RewardModel, answers_plain, win_rates
 from twdpo.evaluate.statistics import Bootstrap, Estimate, ratio
 from twdpo.evaluate.trained import Run, origin, run_of
@@ -56,14 +57,18 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
     )
     other = read_evaluation(config.against) if config.against else None
     device = pick_device(config.device)
+    # A name that is misspelt, or a template that refuses the prompts, is to be known before hours of measuring.
+    judge = _judge(config, device)
     policy = _load(config, config.model, config.revision, device)
     renderer = Renderer(policy.loaded.tokenizer, max_length=_max_length(config, trained, policy.loaded))
     progress.start("pairs", None)
     pairs = heldout_pairs(config, trained, renderer)
     progress.advance("pairs", len(pairs.examples))
     progress.finish("pairs")
-    if other is not None and other[0].hashes != tuple(example.example_hash for example in pairs.examples):
-        raise UsageError(f"--against {config.against} was made on other pairs; evaluate both models on the same ones")
+    if other is not None:
+        other.check(pairs.examples, renderer.max_length)
+    if judge is not None:
+        judge.check(_prompts(pairs))
     reference = _load(config, name, revision, device)
     _refuse_unlike(policy.loaded, reference.loaded)
     figures = _figures(config, trained, policy, reference, renderer, pairs, progress)
@@ -78,19 +83,27 @@ def run(config: EvalConfig, progress: TrainProgress) -> EvalResult:
         bootstrap=bootstrap,
         beta=beta,
         weights=_weights(config, trained) if pairs.weighted else None,
+        weight_rules=pairs.rules,
         max_length=renderer.max_length,
         dtype=config.dtype,
         trained_pairs=pairs.overlap.pairs,
         trained_prompts=pairs.overlap.prompts,
-        truncated=sum(example.longest >= renderer.max_length for example in pairs.examples),
+        truncated=sum(example.cut for example in pairs.examples),
         skipped=dict(pairs.skipped),
         against=config.against,
-        differences=differences(figures, other[0], beta=(beta, other[1]), bootstrap=bootstrap) if other else {},
-        rewards=_rewards(config, policy, reference, renderer, pairs, bootstrap, device, progress),
+        rewards=_rewards(config, judge, policy, reference, renderer, _prompts(pairs), bootstrap, progress),
         out=out,
     )
+    if other is not None:
+        result = replace(
+            result,
+            differences=differences(
+                figures, other.comparable(pairs.rules), beta=(beta, other.beta), bootstrap=bootstrap
+            ),
+            unlike=other.unlike(result),
+        )
     if result.out is not None:
-        text = json.dumps(result.plain(), ensure_ascii=False, indent=1)
+        text = json.dumps(result.plain(), ensure_ascii=False, indent=1, allow_nan=False)
         write_file(result.out, f"{text}\n".encode("utf-8", "surrogatepass"))
     return result
 
@@ -151,12 +164,27 @@ def _figures(
         else:
             known = _stored(config, trained, reference, renderer, window)
         parts.append(measure(policy.logps, window, known, weighted=pairs.weighted, pairs=config.batch_size))
+        if parts[-1].broken:
+            raise ModelError(_not_numbers(config, reference, parts[-1]))
         progress.advance("evaluation", len(window))
     progress.finish("evaluation")
     characters = np.array([(len(pair.chosen), len(pair.rejected)) for pair in pairs.pairs], np.int64)
     return replace(
         PairFigures.concatenate(parts), chosen_characters=characters[:, 0], rejected_characters=characters[:, 1]
     )
+
+
+def _not_numbers(config: EvalConfig, reference: _Model, figures: PairFigures) -> str:
+    """Whose log-probs are none, and what to do."""
+    if np.isfinite(figures.margins).all():
+        return (
+            f"the KL of {figures.broken} pairs is not finite, as where a model excludes tokens altogether; "
+            "--no-kl leaves it out"
+        )
+    theirs = np.isfinite(figures.chosen_logps + figures.rejected_logps).all()
+    name = reference.loaded.name if theirs else config.model
+    more = ", or try --dtype float32" if config.dtype != "float32" else ""
+    return f"log-probs of {figures.broken} pairs are not numbers; check the weights of {name}{more}"
 
 
 def _stored(
@@ -173,37 +201,54 @@ def _stored(
         return read_reference(examples, store)
 
 
+def _judge(config: EvalConfig, device: str) -> RewardModel | None:
+    if config.reward_model is None:
+        return None
+    return RewardModel.load(config.reward_model, device=device, trust_remote_code=config.trust_remote_code)
+
+
+def _prompts(pairs: HeldoutPairs) -> list[tuple[Message, ...]]:
+    """Each prompt once."""
+    return list(dict.fromkeys(pair.prompt for pair in pairs.pairs))
+
+
 def _rewards(
     config: EvalConfig,
+    judge: RewardModel | None,
     policy: _Model,
     reference: _Model,
     renderer: Renderer,
-    pairs: HeldoutPairs,
+    prompts: Sequence[tuple[Message, ...]],
     bootstrap: Bootstrap,
-    device: str,
     progress: TrainProgress,
 ) -> RewardResult | None:
-    """Win rates over the held-out prompts, each once."""
-    if config.reward_model is None:
+    """Win rates over the held-out prompts."""
+    if judge is None:
         return None
-    judge = RewardModel.load(config.reward_model, device=device, trust_remote_code=config.trust_remote_code)
-    prompts = list(dict.fromkeys(pair.prompt for pair in pairs.pairs))
     settings = GenerationSettings(
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
+        max_new_tokens=config.max_new_tokens if config.max_new_tokens is not None else MAX_NEW_TOKENS,
+        temperature=config.temperature or 0.0,
         seed=config.seed,
         batch_size=config.batch_size,
     )
     progress.start("answers", 2 * len(prompts))
     found = []
     for model in (policy, reference):
-        texts = generate(model.loaded, prompts, settings, lambda items: progress.advance("answers", items))
-        found.append(Answers(texts=texts, rewards=judge.score(prompts, texts)))
+        given = answer_all(model.loaded, prompts, settings, lambda items: progress.advance("answers", items))
+        texts = [answer.text for answer in given]
+        rewards = judge.score(prompts, texts)
+        found.append(Answers(texts=texts, rewards=rewards, cut=[answer.cut for answer in given]))
     progress.finish("answers")
     metrics = win_rates(found[0], found[1], bootstrap)
     if config.kl:
-        metrics |= _sampled_kl(policy, reference, renderer, prompts, found, bootstrap)
-    return RewardResult(model=config.reward_model, metrics=metrics, answers=answers_plain(prompts, *found))
+        metrics |= _sampled_kl(policy, reference, renderer, prompts, found[0].texts, bootstrap)
+    return RewardResult(
+        model=judge.name,
+        metrics=metrics,
+        answers=answers_plain(prompts, *found),
+        cut=(sum(found[0].cut), sum(found[1].cut)),
+        empty=(found[0].empty, found[1].empty),
+    )
 
 
 def _sampled_kl(
@@ -211,14 +256,15 @@ def _sampled_kl(
     reference: _Model,
     renderer: Renderer,
     prompts: Sequence[tuple[Message, ...]],
-    found: Sequence[Answers],
+    answers: Sequence[str],
     bootstrap: Bootstrap,
 ) -> dict[str, Estimate]:
-    """The KL at the prefixes of the policy's own answers, where these are not empty."""
+    """The KL at the prefixes of the policy's own answers that are not empty; its count says how many these are."""
     examples = []
-    for row, (prompt, ours, theirs) in enumerate(zip(prompts, found[0].texts, found[1].texts, strict=True)):
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         try:
-            examples.append(plain_example(Pair(prompt=prompt, chosen=ours, rejected=theirs, row=row), renderer))
+            # A pair of the answer with itself: what another one is must not decide whether this one counts.
+            examples.append(plain_example(Pair(prompt=prompt, chosen=answer, rejected=answer, row=row), renderer))
         except RenderError:
             continue
     parts = []

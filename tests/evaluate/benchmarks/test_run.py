@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,11 +60,6 @@ def test_the_other_benchmarks(make: Callable[..., GenerateConfig], benchmark: st
     result = generate_answers(make(benchmark), loaded=loaded(generator))
     assert len(read_json(result.path)) == count
     assert {request.temperature for request in generator.asked} == {heat}
-    assert result.commands[0] == (
-        f"alpaca_eval --model_outputs {result.path} --annotators_config weighted_alpaca_eval_gpt4_turbo"
-        if benchmark == "alpaca_eval"
-        else "cd arena-hard-auto"
-    )
     warm = EchoGenerator(size=32)
     generate_answers(make(benchmark, temperature=1.5, name="warm"), loaded=loaded(warm))
     assert {request.temperature for request in warm.asked} == {1.5}
@@ -120,6 +118,28 @@ def test_without_every_answer_there_is_no_official_file(make: Callable[..., Gene
     second = EchoGenerator()
     assert generate_answers(config, loaded=loaded(second)).resumed == 78
     assert len(second.asked) <= 2 * 16
+
+
+@pytest.mark.parametrize("limit", [None, 7], ids=["official", "trial"])
+def test_a_file_of_an_earlier_model_does_not_outlive_an_incomplete_run(
+    make: Callable[..., GenerateConfig], tmp_path: Path, limit: int | None
+) -> None:
+    """As where a model is trained again in its place and its work folder is removed, as the refusal says."""
+    config = make(limit=limit)
+    path = generate_answers(config, loaded=loaded()).path
+    first = path.read_bytes()
+    generate_answers(config, loaded=loaded(EchoGenerator(fails=["mt_bench/85/0"])))
+    assert [row["choices"] for row in read_json(path)] == [
+        row["choices"] for row in map(json.loads, first.splitlines())
+    ]
+    [work] = (tmp_path / "out/work").iterdir()
+    with pytest.raises(UsageError, match="is of another run"):
+        generate_answers(config, loaded=loaded(revision="r2"))
+    assert path.is_file()
+    shutil.rmtree(work)
+    with pytest.raises(ModelError, match=f"so {re.escape(str(path))} is not written"):
+        generate_answers(config, loaded=loaded(EchoGenerator(fails=["mt_bench/85/0"]), revision="r2"))
+    assert not path.exists()
 
 
 def test_a_trial_is_another_file_and_says_so(make: Callable[..., GenerateConfig], tmp_path: Path) -> None:

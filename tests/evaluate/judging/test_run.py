@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from tests.evaluate.benchmarks.samples import (
     write_json,
 )
 from tests.fixtures.tiny_models import tiny_tokenizer
-from twdpo.errors import DataError, Interrupted, UsageError
+from twdpo.errors import DataError, Interrupted, ModelError, UsageError
 from twdpo.evaluate.benchmarks.config import GenerateConfig
 from twdpo.evaluate.benchmarks.run import generate_answers
 from twdpo.evaluate.judging.config import JudgeConfig
@@ -52,6 +54,19 @@ class LongerEngine(FakeEngine):
     def _longer(self, prompt: JudgePrompt) -> Reading:
         a, b = (float(span.last - span.first) for span in (prompt.answer_a, prompt.answer_b))
         return Reading(attention={}, verdict_logits=(np.sign(a - b) + self._bias, 0.0))
+
+
+class BrokenEngine(LongerEngine):
+    """Gives `value` as a logit of each prompt after so many whole ones."""
+
+    def __init__(self, value: float, whole: int) -> None:
+        super().__init__()
+        self._value, self._whole = value, whole
+
+    def _longer(self, prompt: JudgePrompt) -> Reading:
+        reading = super()._longer(prompt)
+        self._whole -= 1
+        return reading if self._whole >= 0 else replace(reading, verdict_logits=(0.0, self._value))
 
 
 @pytest.fixture
@@ -168,6 +183,17 @@ def test_a_stopped_run_goes_on(make: Callable[..., JudgeConfig]) -> None:
     assert run(make("alpaca_eval", count=40, limit=7)).questions == 7
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_no_ties(make: Callable[..., JudgeConfig], value: float) -> None:
+    """Those of the first window are kept; of the window in which one is none, nothing is."""
+    config = make("alpaca_eval", count=20)
+    with pytest.raises(ModelError, match="the judge's logits are not numbers; try --dtype float32 or bfloat16"):
+        run(config, BrokenEngine(value, whole=2 * 17))
+    assert len(read_json(Path(str(config.out)) / "rows.jsonl")) == 16
+    assert not (Path(str(config.out)) / "result.json").exists()
+    assert run(config).resumed == 16
+
+
 def test_another_judge_or_other_answers_in_the_folder_are_refused(make: Callable[..., JudgeConfig]) -> None:
     config = make("alpaca_eval")
     run(config)
@@ -216,10 +242,18 @@ def test_a_model_against_the_references_of_its_benchmark(make: Callable[..., Jud
 
 
 def test_arena_hards_baseline_is_read(shared: Path, make: Callable[..., JudgeConfig], tmp_path: Path) -> None:
+    """Its own answers are what the judge is shown, to its own questions, in the order of the file."""
     folder = shared / "data/benchmarks/arena_hard_v0.1"
     baseline = read_json(folder / "baseline_gpt-4-0314.jsonl")[:4]
     file = write_json(tmp_path / "baseline.jsonl", baseline)
-    config = make("arena_hard", a=str(file), b=str(file), questions=str(folder / "question.jsonl"))
-    result = run(config)
+    config = make("arena_hard", a=str(file), b=str(file), questions=str(folder / "question.jsonl"), max_length=32_768)
+    engine = LongerEngine()
+    result = run(config, engine)
     assert (result.a, result.b) == ("gpt-4-0314 (A)", "gpt-4-0314 (B)")
     assert result.comparison.overall.ties == 4
+    asked = {row["uid"]: row["prompt"] for row in read_json(folder / "question.jsonl")}
+    for row, prompt in zip(baseline, engine.seen[::2], strict=True):
+        answer = row["messages"][-1]["content"]["answer"]
+        assert f"{asked[row['uid']]}\n[A]{answer}\n[B]{answer}\nBetter:" in shown(prompt)
+    characters = sum(len(row["messages"][-1]["content"]["answer"]) for row in baseline) / 4
+    assert result.comparison.mean_characters_a == result.comparison.mean_characters_b == characters

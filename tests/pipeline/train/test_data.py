@@ -190,6 +190,9 @@ def test_cut_answers_are_counted(world: World) -> None:
     assert whole.truncated == 0
     assert 0 < cut.truncated <= 60
     assert all(example.longest <= 48 for example in cut.train)
+    lengths = [example.longest for example in [*whole.train, *whole.heldout]]
+    for length in (max(lengths), max(lengths) - 1):
+        assert joined(world, max_length=length).truncated == sum(one > length for one in lengths)
 
 
 def test_nothing_left(world: World) -> None:

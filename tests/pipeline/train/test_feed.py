@@ -293,7 +293,7 @@ def test_a_limit_is_for_the_pairs_to_train_on(empty_world: World, splits: dict[s
 def test_pairs_of_both_splits_are_counted(empty_world: World, splits: dict[str, Any], streaming: bool) -> None:
     portions, feed, _ = run(empty_world, empty_world.folder / "r", streaming=streaming, **splits)
     assert sorted(rows_in(portions)) == list(range(30))
-    assert feed.counts.skipped == {"also held out, or of a prompt that is": 10}
+    assert feed.counts.skipped == {"also in the held-out split": 10}
 
 
 @BOTH

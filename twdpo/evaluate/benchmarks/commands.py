@@ -8,6 +8,9 @@ from shlex import quote
 from twdpo.evaluate.benchmarks.formats import bench_name
 from twdpo.evaluate.benchmarks.questions import QuestionSet
 
+#: Questions and the baselines' answers, which the tool's own repository lacks.
+_ARENA_DATA = "https://huggingface.co/datasets/lmarena-ai/arena-hard-auto"
+
 
 def official_commands(questions: QuestionSet, file: Path, name: str) -> list[str]:
     """The shell's lines that judge `file`, with the API key of the judge in the environment."""
@@ -22,7 +25,7 @@ def official_commands(questions: QuestionSet, file: Path, name: str) -> list[str
             f"python show_result.py --model-list {called}",
         ]
     folder = bench_name(questions).replace("legacy", "v0.1")
-    copy = f"cp {path} data/{folder}/model_answer/"
+    copy = f"mkdir -p data/{folder}/model_answer && cp {path} data/{folder}/model_answer/"
     if questions.version == "legacy":
         return [
             "cd arena-hard-auto    # as before its commit `reformat v0.1`",
@@ -31,9 +34,13 @@ def official_commands(questions: QuestionSet, file: Path, name: str) -> list[str
             "python show_result.py",
         ]
     judge = "gpt-4-1106-preview" if questions.version == "v0.1" else "gpt-4.1"
+    show = f"python show_result.py --benchmark {folder} --judge-names {judge}"
+    # Its loop over several categories filters what the one before left. Without one it shows hard_prompt alone.
+    categories = dict.fromkeys(question.category for question in questions.questions)
     return [
         "cd arena-hard-auto",
+        f"git clone {_ARENA_DATA} arena-hard-data && cp -r arena-hard-data/data .    # once, with git-lfs",
         f"{copy}    # and put {called} into model_list of config/{folder}.yaml",
         f"python gen_judgment.py --setting-file config/{folder}.yaml",
-        f"python show_result.py --benchmark {folder} --judge-names {judge}",
+        *(f"{show} --category {quote(category)}" for category in categories),
     ]

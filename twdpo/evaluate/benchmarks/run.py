@@ -1,6 +1,7 @@
 """Answering a benchmark from end to end: questions in, batches through the model, answers kept, the official file out.
 
-The official file is written when every question has an answer, and not before. Not for: generating
+The official file is written when every question has an answer, and not before; one of an earlier run is removed when
+new answers begin. Not for: generating
 (`evaluate/generation.py`), or the form of the file (`formats.py`).
 """
 
@@ -21,6 +22,7 @@ from twdpo.evaluate.benchmarks.markdown import token_counter
 from twdpo.evaluate.benchmarks.questions import Question, QuestionSet, read_questions
 from twdpo.evaluate.rowlog import RowLog
 from twdpo.preferences import Message
+from twdpo.weights_cache.durable import storing
 
 if TYPE_CHECKING:
     from twdpo.evaluate.generation import Answer, Generator
@@ -83,8 +85,13 @@ def generate_answers(
     out, asked = Path(config.out), len(questions.questions)
     suffix = "" if asked == questions.official else f"-first-{asked}"
     folder = out / "work" / f"{bench_name(questions)}-{config.called}{suffix}"
+    path = _path(config, questions)
     instead = "pass another --name or --out, or remove that folder"
     with RowLog.open(folder, _run(config, questions, loaded), instead=instead) as log:
+        if any(question.key not in log.rows for question in questions.questions):
+            # It would hold another model's answers, or another run's, under this one's name.
+            with storing(path):
+                path.unlink(missing_ok=True)
         answering = _Answering(config, questions, loaded.generator, log, on_progress or (lambda _progress: None))
         try:
             answering.run()
@@ -93,8 +100,8 @@ def generate_answers(
                 f"stopped; {len(log.rows)} of {asked} answers are kept in {folder}: run the same command again to go on"
             ) from None
         if answering.failures:
-            raise ModelError(_missing(questions, answering.failures, official_path(out, questions, config.called)))
-        return _finish(config, questions, answering)
+            raise ModelError(_missing(questions, answering.failures, path))
+        return _finish(config, questions, answering, path)
 
 
 def load_generator(config: GenerateConfig) -> LoadedGenerator:
@@ -138,6 +145,14 @@ def _questions(config: GenerateConfig) -> QuestionSet:
             f"fail, or judge wrongly and not say so; to try these, --limit {min(found, questions.official - 1)}"
         )
     return questions
+
+
+def _path(config: GenerateConfig, questions: QuestionSet) -> Path:
+    """Where the answers go once they are complete."""
+    asked, out = len(questions.questions), Path(config.out)
+    if asked < questions.official:
+        return trial_path(out, questions, config.called, asked)
+    return official_path(out, questions, config.called)
 
 
 def _run(config: GenerateConfig, questions: QuestionSet, loaded: LoadedGenerator) -> dict[str, Any]:
@@ -233,14 +248,10 @@ def _missing(questions: QuestionSet, failures: dict[str, str], path: Path) -> st
     )
 
 
-def _finish(config: GenerateConfig, questions: QuestionSet, answering: _Answering) -> GenerateResult:
+def _finish(config: GenerateConfig, questions: QuestionSet, answering: _Answering, path: Path) -> GenerateResult:
     """Write the file of a run that is complete."""
     rows, asked = answering.log.rows, questions.questions
     trial = len(asked) < questions.official
-    out = Path(config.out)
-    path = (
-        trial_path(out, questions, config.called, len(asked)) if trial else official_path(out, questions, config.called)
-    )
     counter = None
     note = None
     if questions.benchmark == "arena_hard":

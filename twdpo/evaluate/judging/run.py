@@ -6,13 +6,14 @@ The judge, its prompt and its verdicts are those of stage one. Not for: what ver
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from twdpo.errors import DataError, Interrupted
+from twdpo.errors import DataError, Interrupted, ModelError
 from twdpo.evaluate.benchmarks.hub import find_questions
 from twdpo.evaluate.benchmarks.questions import read_questions
 from twdpo.evaluate.benchmarks.reading import AnswerSet, read_answers
@@ -21,7 +22,7 @@ from twdpo.evaluate.judging.matches import Match, matches
 from twdpo.evaluate.judging.verdicts import Comparison, Verdict, compare
 from twdpo.evaluate.rowlog import RowLog
 from twdpo.evaluate.statistics import Bootstrap
-from twdpo.pipeline.annotate.engines.base import Engine
+from twdpo.pipeline.annotate.engines.base import Engine, Reading
 from twdpo.pipeline.annotate.judge import Judge
 from twdpo.pipeline.annotate.prompt import JudgePrompt, PromptError, load_template
 from twdpo.pipeline.annotate.weights import verdict_probability
@@ -62,7 +63,7 @@ def judge_answers(
     """Judge what is not judged yet, and write the result. `engine` and `tokenizer` replace the judge's model.
 
     Raises what loading raises, DataError where the files can't be compared, UsageError where the folder holds another
-    comparison, and Interrupted on Ctrl-C: verdicts are kept.
+    comparison, ModelError where the judge's logits are not numbers, and Interrupted on Ctrl-C: verdicts are kept.
     """
     template = load_template(config.judge_template)
     a, b = _with_questions(config, read_answers(Path(config.a)), read_answers(Path(config.b)))
@@ -137,16 +138,21 @@ def _judge(judge: Judge, todo: Sequence[Match], log: RowLog, on_progress: Callab
             if both is None:
                 row |= dict.fromkeys(("first", "second"), _by_emptiness(match))
             else:
-                logits = [next(readings).verdict_logits for _ in both]
-                assert logits[0] is not None
-                assert logits[1] is not None
-                row["first"] = verdict_probability(*logits[0])
-                row["second"] = 1.0 - verdict_probability(*logits[1])
+                first, second = (_preference(next(readings)) for _ in both)
+                row |= {"first": first, "second": 1.0 - second}
                 row["truncated"] = both[0].truncated or both[1].truncated
             rows.append(row)
         log.append(rows)
         done += len(rows)
         on_progress(done, len(todo))
+
+
+def _preference(reading: Reading) -> float:
+    """The probability that the answer shown first is better. Raises ModelError."""
+    assert reading.verdict_logits is not None
+    if not all(map(math.isfinite, reading.verdict_logits)):
+        raise ModelError("the judge's logits are not numbers; try --dtype float32 or bfloat16")
+    return verdict_probability(*reading.verdict_logits)
 
 
 Window = list[tuple[Match, tuple[JudgePrompt, JudgePrompt] | None]]

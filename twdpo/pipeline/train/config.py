@@ -319,6 +319,12 @@ def parse_eval_split(text: str) -> float | int | str | None:
     return text
 
 
+def names_split(config: TrainConfig) -> bool:
+    """Whether the held-out pairs are a split of their own, whose prompts may be trained on, too."""
+    found = parse_eval_split(config.eval_split)
+    return isinstance(found, str) and found != "auto"
+
+
 def heldout_count(eval_split: float | int | str | None, pairs: int) -> int:
     """How many of `pairs` to hold out where `eval_split` names no split. Raises UsageError where none would be left."""
     if eval_split == "auto":

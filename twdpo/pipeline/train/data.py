@@ -27,12 +27,13 @@ WINDOW = 256
 class Side:
     """One response: ids int32[T], of which the first `prompt_length` are the prompt, and a weight for each other one.
 
-    weights: float32[T − prompt_length].
+    weights: float32[T − prompt_length]. cut: whether it goes on beyond the maximal length.
     """
 
     ids: NDArray[np.int32]
     prompt_length: int
     weights: NDArray[np.float32]
+    cut: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -48,6 +49,11 @@ class Example:
     def longest(self) -> int:
         """Tokens of the longer response, prompt included."""
         return max(len(self.chosen.ids), len(self.rejected.ids))
+
+    @property
+    def cut(self) -> bool:
+        """Whether one of the responses was cut to the maximal length."""
+        return self.chosen.cut or self.rejected.cut
 
     @property
     def tokens(self) -> int:
@@ -89,10 +95,6 @@ class Joiner:
             for key, (pair, even) in zip(keys, pairs, strict=True)
         ]
 
-    def cut(self, example: Example) -> bool:
-        """Whether an example was cut to the maximal length."""
-        return example.longest >= self._renderer.max_length
-
     def _example(self, pair: Pair, key: str, row: WeightRow | None) -> Example | str:
         try:
             rendered = self._renderer.render(pair)
@@ -107,4 +109,4 @@ class Joiner:
 
     def _side(self, side: RenderedSide, stored: SideWeights | None) -> Side:
         weights = uniform_weights(side, self._rules) if stored is None else training_weights(stored, side, self._rules)
-        return Side(ids=side.ids, prompt_length=side.prompt_length, weights=weights)
+        return Side(ids=side.ids, prompt_length=side.prompt_length, weights=weights, cut=side.cut)

@@ -163,6 +163,8 @@ class TokenLogps(nn.Module):
             self.head = candidate
             if self._agrees():
                 return candidate
+        if not self._gives_numbers():
+            raise ModelError(f"the logits of this {type(self.model).__name__} are not numbers; check its weights")
         raise ModelError(
             f"cannot compute log-probs of a {type(self.model).__name__}: they do not agree with its logits; "
             "choose another model"
@@ -208,6 +210,15 @@ class TokenLogps(nn.Module):
         tolerance = _TOLERANCE if head.weight.dtype.itemsize > 2 else _HALF_TOLERANCE
         close = logps.shape == expected.shape and torch.allclose(logps, expected, rtol=tolerance, atol=tolerance)
         return bool(close)
+
+    @torch.no_grad()
+    def _gives_numbers(self) -> bool:
+        """Whether the model's own log-probs are numbers; with any that is none, no way of computing them agrees."""
+        try:
+            pairs = _probe_pairs(int(self.model.config.get_text_config().vocab_size))
+            return all(bool(self._own_logps(side).isfinite().all()) for side in _sides(pairs))
+        except (AttributeError, TypeError, RuntimeError, IndexError, ValueError):
+            return True  # something else is wrong with it
 
     def _own_logps(self, side: Side) -> Tensor:
         """A completion's log-probs by the model's own logits."""

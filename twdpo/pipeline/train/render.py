@@ -39,7 +39,7 @@ class RenderedSide:
 
     ids: int32[T], cut to the maximal length; the completion is `ids[prompt_length:]`. The answer's tokens begin at
     `answer_first` of the uncut sequence; answer_starts, answer_ends: int32[n], the characters that each of them covers
-    in the answer as the data set has it. n counts those beyond the cut, too.
+    in the answer as the data set has it. n counts those beyond the cut, too. cut: whether there are any tokens beyond.
     """
 
     ids: NDArray[np.int32]
@@ -47,6 +47,7 @@ class RenderedSide:
     answer_first: int
     answer_starts: NDArray[np.int32]
     answer_ends: NDArray[np.int32]
+    cut: bool = False
 
     @property
     def completion_length(self) -> int:
@@ -101,6 +102,7 @@ class RenderedText:
             answer_first=first,
             answer_starts=(np.maximum(tokens.starts[first:last], start) + shift).astype(np.int32),
             answer_ends=(np.minimum(tokens.ends[first:last], end) + shift).astype(np.int32),
+            cut=max_length is not None and len(tokens) > max_length,
         )
 
 

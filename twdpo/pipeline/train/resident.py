@@ -171,7 +171,7 @@ class ResidentFeed:
                 longest=example.longest,
                 tokens=example.tokens,
                 digest=example.digest,
-                cut=self._joiner.cut(example),
+                cut=example.cut,
             )
             for number, example in self.examples.items()
         ]

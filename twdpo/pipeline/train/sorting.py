@@ -14,7 +14,7 @@ from twdpo.pipeline.train.config import TrainConfig, heldout_count, parse_eval_s
 from twdpo.pipeline.train.data import WINDOW, Example, Joiner
 from twdpo.pipeline.train.feed import Counts
 from twdpo.pipeline.train.render import Renderer
-from twdpo.pipeline.train.survey import DROPPED, HELD_OUT, LEFT_OUT, missing_rows, prompt_key
+from twdpo.pipeline.train.survey import DROPPED, HELD_OUT, IN_SPLIT, LEFT_OUT, missing_rows, prompt_key
 from twdpo.preferences import Pair, Reject
 from twdpo.weights_cache import WeightsCache, read_rejects
 
@@ -66,7 +66,7 @@ class Sorter:
             if isinstance(item, Reject):
                 known.reasons[number] = item.reason
             elif key in self._hashes or (self._prompts and self.prompt_key(item) in self._prompts):
-                known.reasons[number] = HELD_OUT
+                known.reasons[number] = HELD_OUT if self._prompts else IN_SPLIT
             elif key not in absent:
                 found.append((number, item, key))
             elif key in self._left_out:
@@ -115,7 +115,7 @@ class Sorter:
             else:
                 counts.pairs += 1
                 counts.uniform += number in known.even
-                counts.truncated += self._joiner.cut(example)
+                counts.truncated += example.cut
         return counts
 
     @staticmethod

@@ -20,6 +20,7 @@ NOT_ANNOTATED = "not among the pairs that were annotated"
 LEFT_OUT = "left out of the cache (see its rejects.jsonl)"
 DROPPED = "no weights in the cache (--missing drop)"
 HELD_OUT = "also held out, or of a prompt that is"
+IN_SPLIT = "also in the held-out split"
 
 #: Where so large a share of the pairs has no weights, these are not weights for them.
 _MOST = 0.9
@@ -118,7 +119,7 @@ def _hold_out(config: TrainConfig, survey: Survey) -> None:
     for i in training:
         if survey.hashes[i] in named:
             survey.fates[i] = None
-            survey.skipped[HELD_OUT] += 1
+            survey.skipped[IN_SPLIT] += 1
     wanted = heldout_count(parse_eval_split(config.eval_split), len(training))
     # All pairs of a prompt go the same way, and the choice depends on their text and the seed only.
     counts = Counter(survey.prompts[i] for i in training)
