@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from tests.fixtures.tiny_models import save_reward_model, save_tiny
 from twdpo import cli
-from twdpo.errors import Interrupted, UsageError
+from twdpo.errors import Interrupted, TwdpoError, UsageError
 from twdpo.evaluate.compare import CompareConfig, Comparison, Watch, compare
 from twdpo.evaluate.compare.runs import RunResult
 from twdpo.evaluate.compare.together import claimed, joined
@@ -197,6 +198,13 @@ def test_an_arm_may_have_betas_and_a_loss_of_its_own(world: Path, done: Comparis
     assert "loss simpo" in (tmp_path / "out" / "comparison.md").read_text()
 
 
+def test_a_run_that_broke_is_named(world: Path, done: Comparison, tmp_path: Path) -> None:
+    config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,))
+    config["train"] = config["train"] | {"learning_rate": 1e30, "max_grad_norm": 1e30}
+    with pytest.raises(TwdpoError, match=r"^dpo at beta 0.1, seed 1, cannot be measured .* not numbers.*learning_rate"):
+        compare(CompareConfig(**config))
+
+
 def attention(world: Path) -> Path:
     return world / "comparison" / "caches" / "attention"
 
@@ -208,11 +216,15 @@ def test_a_reward_model_scores_the_policies_own_answers(world: Path, done: Compa
     found = compare(CompareConfig(**config))
     assert found.frontier is not None
     run = RunResult.load(tmp_path / "out" / "runs" / "attention" / "beta-0.1" / "seed-1" / "run.json")
-    assert run.rewards is not None
-    assert len(run.rewards) == len(run.figures)
-    assert len(set(run.rewards)) > 1
-    assert found.frontier.points["attention", 0.1]["reward"].value == pytest.approx(np.mean(run.rewards))
-    assert "| reward |" in (tmp_path / "out" / "comparison.md").read_text()
+    assert run.rewarded is not None
+    assert len(run.rewarded.rewards) == len(run.figures)
+    assert len(set(run.rewarded.rewards)) > 1
+    assert found.frontier.points["attention", 0.1]["reward"].value == pytest.approx(np.mean(run.rewarded.rewards))
+    # Four tokens are soon at an end, and that is told.
+    assert 0 < run.rewarded.cut <= run.rewarded.answers == 8
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "| reward |" in text
+    assert re.search(r"Of 16 answers of all runs \d+ were cut there, and \d+ are empty", text)
     # The same policy has been measured without a reward model.
     np.testing.assert_array_equal(
         run.figures.margins, RunResult.load(run_file(world, "attention", "0.1", 1)).figures.margins

@@ -104,6 +104,7 @@ def _plain(report: Report, found: Frontier, runs: Sequence[RunResult], seeds: Se
         "runs": [
             {"arm": run.arm, "beta": run.beta, "trained_beta": run.trained_beta, "seed": run.seed}
             | {"steps": run.steps, "seconds": dict(run.seconds)}
+            | ({} if run.rewarded is None else {"cut": run.rewarded.cut, "empty": run.rewarded.empty})
             for run in runs
         ],
     }
@@ -165,8 +166,15 @@ def _markdown(
     if REWARD in names:
         yield (
             f"Reward: of {config.reward_model} for the policy's own answers to the held-out prompts, of at most "
-            f"{config.max_new_tokens} tokens, temperature {config.temperature:g}.\n"
+            f"{config.max_new_tokens} tokens, temperature {config.temperature:g}. {_incomplete(runs)}\n"
         )
+
+
+def _incomplete(runs: Sequence[RunResult]) -> str:
+    """How many answers were scored that are none, or not all of one."""
+    told = [run.rewarded for run in runs if run.rewarded is not None]
+    cut, empty, answers = (sum(getattr(each, name) for each in told) for name in ("cut", "empty", "answers"))
+    return f"Of {answers:,} answers of all runs {cut:,} were cut there, and {empty:,} are empty."
 
 
 def _weights(arm: Prepared) -> str:

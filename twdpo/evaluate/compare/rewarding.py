@@ -13,11 +13,20 @@ import numpy as np
 
 from twdpo.errors import DataError
 from twdpo.evaluate.compare.config import CompareConfig
-from twdpo.evaluate.generation import GenerationSettings, generate
+from twdpo.evaluate.generation import GenerationSettings, answer_all
 from twdpo.evaluate.reward import RewardModel
-from twdpo.evaluate.statistics import Floats
 from twdpo.pipeline.models import LoadedModel, pick_device
 from twdpo.preferences import Message, Pair, load, resolve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewarded:
+    """rewards: one a held-out pair. answers: how many were given, one a prompt; cut: at the most tokens; empty ones."""
+
+    rewards: Sequence[float]
+    answers: int
+    cut: int
+    empty: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,14 +54,22 @@ class Rewarding:
         prompts = list(dict.fromkeys(found[key] for key in hashes))
         numbers = {prompt: number for number, prompt in enumerate(prompts)}
         trust = bool(config.train.get("trust_remote_code", False))
+        model = RewardModel.load(config.reward_model, device=pick_device(device), trust_remote_code=trust)
+        model.check(prompts)
         return cls(
-            model=RewardModel.load(config.reward_model, device=pick_device(device), trust_remote_code=trust),
+            model=model,
             prompts=prompts,
             places=[numbers[found[key]] for key in hashes],
             settings=GenerationSettings(max_new_tokens=config.max_new_tokens, temperature=config.temperature),
         )
 
-    def of(self, policy: LoadedModel) -> Floats:
-        """The reward of the policy's answer to each held-out pair's prompt."""
-        rewards = self.model.score(self.prompts, generate(policy, self.prompts, self.settings))
-        return np.asarray(rewards[list(self.places)], np.float64)
+    def of(self, policy: LoadedModel) -> Rewarded:
+        """What the policy answers each held-out pair's prompt, scored."""
+        given = answer_all(policy, self.prompts, self.settings)
+        rewards = self.model.score(self.prompts, [answer.text for answer in given])
+        return Rewarded(
+            rewards=np.asarray(rewards[list(self.places)], np.float64).tolist(),
+            answers=len(given),
+            cut=sum(answer.cut for answer in given),
+            empty=sum(not answer.text for answer in given),
+        )

@@ -161,7 +161,7 @@ class _State:
         if not figures:
             return None, (), ()
         complete = [self.results[run] for run in self.runs if run.seed in seeds]
-        rewards = {(run.arm, run.beta, run.seed): run.rewards for run in complete if run.rewards is not None}
+        rewards = {(run.arm, run.beta, run.seed): run.rewarded.rewards for run in complete if run.rewarded}
         found = frontier(figures, self.config.baseline, rewards=rewards, resamples=self.config.resamples)
         with locked(Path(self.config.out) / CACHES):
             return found, seeds, write_report(self.report, found, complete, seeds)

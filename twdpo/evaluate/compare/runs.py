@@ -10,15 +10,15 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
-from twdpo.errors import CacheCorrupt
+from twdpo.errors import CacheCorrupt, ModelError
 from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.evaluate.compare.prepared import Prepared
-from twdpo.evaluate.compare.rewarding import Rewarding
+from twdpo.evaluate.compare.rewarding import Rewarded, Rewarding
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.heldout import ReferenceStates, measure
 from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION, content_identity
@@ -35,7 +35,7 @@ MEASURED = "float32"
 #: Settings that say where something lies whose content is in the fingerprint.
 _KNOWN_BY_CONTENT = frozenset({"weights", "dataset", "split", "model", "revision"})
 #: Fields of a result that a file holds as they are.
-_STORED = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "seconds", "rewards")
+_STORED = ("arm", "beta", "trained_beta", "seed", "fingerprint", "steps", "seconds")
 FOLDER, RESULT, ASKED, REFERENCE = "runs", "run.json", "asked.txt", "reference_cache"
 
 
@@ -53,10 +53,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunResult:
-    """What a run gave; figures and rewards have one entry a held-out pair, in the same order.
+    """What a run gave; figures have one entry a held-out pair.
 
-    trained_beta: after the arm's scale. seconds: of each part. rewards: of the policy's own answers to the pairs'
-    prompts, None without a reward model.
+    trained_beta: after the arm's scale. seconds: of each part. rewarded: the policy's own answers to the prompts, None
+    without a reward model.
     """
 
     arm: str
@@ -67,11 +67,12 @@ class RunResult:
     steps: int
     seconds: Mapping[str, float]
     figures: PairFigures
-    rewards: Sequence[float] | None = None
+    rewarded: Rewarded | None = None
 
     def save(self, path: Path) -> None:
         """Write it durably; raises StorageError."""
         content = {name: getattr(self, name) for name in _STORED} | {"pairs": self.figures.plain()}
+        content["rewarded"] = None if self.rewarded is None else asdict(self.rewarded)
         write_file(path, json.dumps(content).encode())
 
     @classmethod
@@ -79,7 +80,12 @@ class RunResult:
         """Read what `save` wrote. Raises CacheCorrupt."""
         try:
             content = json.loads(path.read_text("utf-8"))
-            return cls(figures=PairFigures.from_plain(content["pairs"]), **{name: content[name] for name in _STORED})
+            rewarded = content.get("rewarded")
+            return cls(
+                figures=PairFigures.from_plain(content["pairs"]),
+                rewarded=None if rewarded is None else Rewarded(**rewarded),
+                **{name: content[name] for name in _STORED},
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheCorrupt(f"{path} is damaged; delete it and run the same command again") from error
 
@@ -144,9 +150,17 @@ def execute(
     if not _is_trained(run):
         seconds |= train(replace(run.training, reference_cache=str(Path(config.out) / REFERENCE)), progress).seconds
     started = time.perf_counter()
-    loaded, policy = open_policy(str(model), run.training)
-    figures = measure(policy, arm.heldout, reference)
-    rewards = None if rewarding is None else rewarding.of(loaded).tolist()
+    try:
+        loaded, policy = open_policy(str(model), run.training)
+        figures = measure(policy, arm.heldout, reference)
+        if figures.broken:
+            raise ModelError(f"log-probs of {figures.broken} held-out pairs are not numbers")
+    except ModelError as error:
+        raise ModelError(
+            f"{run.arm} at beta {run.beta:g}, seed {run.seed}, cannot be measured after its training ({error}); "
+            "if the training broke it, try a smaller learning_rate in train:"
+        ) from None
+    rewarded = None if rewarding is None else rewarding.of(loaded)
     del loaded, policy
     seconds["measuring"] = time.perf_counter() - started
     done = RunResult(
@@ -158,7 +172,7 @@ def execute(
         steps=int(max(record["step"] for record in MetricsFile(model / METRICS).read())),
         seconds=seconds,
         figures=figures,
-        rewards=rewards,
+        rewarded=rewarded,
     )
     done.save(run.folder / RESULT)
     if not config.keep_models:
