@@ -89,7 +89,8 @@ def main() -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     table = short_pairs(options.pairs, options.model, options.max_tokens * 5 // 6, options.max_tokens)
-    pq.write_table(table, out / "pairs.parquet")
+    pq.write_table(table, out / "pairs.parquet.new")
+    (out / "pairs.parquet.new").replace(out / "pairs.parquet")  # another process may be reading it
     print(f"{describe()}\n{table.num_rows} pairs")
     (out / "compare.yaml").write_text(yaml.safe_dump(settings(options, out / "pairs.parquet"), sort_keys=False))
     return cli.main(["compare", str(out / "compare.yaml")])

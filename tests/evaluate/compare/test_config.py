@@ -8,6 +8,7 @@ import pytest
 
 from twdpo.errors import UsageError
 from twdpo.evaluate.compare import load_config
+from twdpo.evaluate.compare.arms import folder_name
 
 GOOD = "dataset: pairs.jsonl\narms: {attention: {}}\n"
 
@@ -38,6 +39,22 @@ def test_lists_are_multiplied_out(tmp_path: Path) -> None:
         ("zero", False, "mean"),
         ("one", False, "mean"),
     ]
+
+
+def test_what_differs_in_its_end_has_a_folder_of_its_own() -> None:
+    """Instructions are longer than a folder's name may be."""
+    one, two = (folder_name(f"tis-positive={'well ' * 80},mu={mu}") for mu in (1, 2))
+    assert one != two
+    assert max(map(len, (one, two))) < 120
+    assert folder_name("position-gamma=0.98") == "position-gamma=0.98"
+    assert folder_name("a b") != folder_name("a/b")
+
+
+def test_an_even_arm_is_even_on_the_policys_own_tokens(tmp_path: Path) -> None:
+    """Whatever tokens the judge has: stored ones alone would be spread over the policy's."""
+    config = load_config(write(tmp_path, GOOD + "judge: another/model\n"))
+    baseline, attention = (config.train_config(arm, weights="w", out="o").uniform_mix for arm in config.expanded)
+    assert (baseline, attention) == (1.0, 0.0)
 
 
 def test_an_arms_own_betas_are_one_setting(tmp_path: Path) -> None:
@@ -82,6 +99,9 @@ def test_numbers_as_yaml_reads_them(tmp_path: Path) -> None:
         ("dataset: d\narms: {a: {betas: [true]}}\n", "must be numbers above 0"),
         ("dataset: d\narms: {a: {simpo_gamma: 1}}\n", "--simpo-gamma needs --loss simpo"),
         (GOOD + "train: {simpo_gamma: 1}\n", "train: simpo_gamma is decided by the comparison; set it with an arm"),
+        (GOOD + "train: {eval_split: test_prefs}\n", "train: eval_split: test_prefs is neither a share nor a count"),
+        (GOOD + "train: {eval_split: none}\n", "train: eval_split: none is neither a share nor a count"),
+        ("dataset: d\narms: {..: {}}\n", "'..' names a folder"),
         (GOOD + "seeds: [-1]\n", "must be whole numbers from 0 on"),
         (GOOD + "resamples: 5\n", "the least is 100"),
         (GOOD + "train: {beta: 0.1}\n", "train: beta is decided by the comparison; set it with betas: at the top"),

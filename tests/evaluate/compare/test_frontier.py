@@ -140,3 +140,28 @@ def test_arms_may_have_betas_of_their_own() -> None:
             assert (estimate.value, estimate.low, estimate.high) == pytest.approx((other.value, other.low, other.high))
     with pytest.raises(ValueError, match="at each of its betas and every seed"):
         frontier({key: run for key, run in runs.items() if key != ("attention", 1.0, 2)}, "dpo", resamples=100)
+
+
+def test_pairs_of_one_prompt_are_drawn_together() -> None:
+    """Each pair six times over is no more than each once."""
+    runs, many = {key: run for key, run in some_runs().items() if key[2] == 1}, {}
+    for key, run in runs.items():
+        kl = run.kl
+        assert kl is not None
+        tokens = (np.repeat(run.chosen_tokens, 6), np.repeat(run.rejected_tokens, 6))
+        many[key] = figures(np.repeat(run.margins, 6), np.repeat(kl, 6), tokens)
+    prompts = [pair // 6 for pair in range(72)]
+    once, often = frontier(runs, "dpo", resamples=300), frontier(many, "dpo", prompts=prompts, resamples=300)
+    for key, metrics in once.differences.items():
+        for name, estimate in metrics.items():
+            other = often.differences[key][name]
+            assert (estimate.value, estimate.low, estimate.high) == pytest.approx((other.value, other.low, other.high))
+    alone = frontier(many, "dpo", resamples=300).points["dpo", 0.1]["margin"]
+    point = often.points["dpo", 0.1]["margin"]
+    assert alone.high - alone.low < 0.6 * (point.high - point.low)
+
+
+def test_betas_that_mean_other_things_are_not_compared() -> None:
+    found = frontier(some_runs(), "dpo", apart=["attention"], resamples=100)
+    assert found.differences == {}
+    assert set(found.at_equal_kl) == {"attention"}

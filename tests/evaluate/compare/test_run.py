@@ -5,70 +5,17 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
-from tests.fixtures.tiny_models import save_reward_model, save_tiny
+from tests.evaluate.compare.world import PAIRS, attention, run_file, settings
+from tests.fixtures.tiny_models import save_reward_model
 from twdpo import cli
 from twdpo.errors import Interrupted, TwdpoError, UsageError
 from twdpo.evaluate.compare import CompareConfig, Comparison, Watch, compare
 from twdpo.evaluate.compare.runs import RunResult
-from twdpo.evaluate.compare.together import claimed, joined
-from twdpo.results import compare_rows
-
-PAIRS = 24
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model, and pairs."""
-    folder = tmp_path_factory.mktemp("compare")
-    save_tiny(folder / "model", "llama")
-    (folder / "template.txt").write_text("{question} A: {answer_a} B: {answer_b} The better one?")
-    rows = [
-        {"prompt": f"What is {i} plus {i}?", "chosen": f"It is {2 * i}, of course.", "rejected": f"Maybe {i}1 or so."}
-        for i in range(PAIRS)
-    ]
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
-def settings(world: Path, **changes: Any) -> dict[str, Any]:
-    return {
-        "dataset": str(world / "pairs.jsonl"),
-        "model": str(world / "model"),
-        "out": str(world / "comparison"),
-        "betas": (0.1, 1.0),
-        "seeds": (1,),
-        "resamples": 200,
-        # With even weights on every token, attention is DPO.
-        "arms": {"attention": {}, "even": {"uniform_mix": 1.0, "uncovered": "one"}},
-        "annotate": {"max_length": 512, "judge_template": str(world / "template.txt")},
-        "train": {"eval_split": "8", "batch_size": 8, "learning_rate": 3e-3, "max_length": 256, "device": "cpu"},
-    } | changes
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread_in_all() -> Iterator[None]:
-    """Runs of this module are compared to the last bit, which the number of threads decides, too."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def done(world: Path, one_thread_in_all: None) -> Comparison:
-    return compare(CompareConfig(**settings(world)))
-
-
-def run_file(world: Path, arm: str, beta: str, seed: int) -> Path:
-    return world / "comparison" / "runs" / arm / f"beta-{beta}" / f"seed-{seed}" / "run.json"
 
 
 def test_every_arm_is_run_at_every_beta_and_seed(world: Path, done: Comparison) -> None:
@@ -132,81 +79,42 @@ def test_ctrl_c_keeps_finished_runs(world: Path, done: Comparison) -> None:
     assert not (world / "stopped" / "caches" / "attention").exists()
 
 
-def test_several_processes_share_the_runs(world: Path, done: Comparison) -> None:
-    """The second one comes while the first is between two runs, and leaves it nothing to do."""
-    config = CompareConfig(**settings(world, out=str(world / "shared"), weights=str(attention(world))))
-    others: list[Comparison] = []
-
-    class Joined(Watch):
-        seen = 0
-
-        def ran(self, result: RunResult) -> None:
-            self.seen += 1
-            if self.seen == 2:
-                others.append(compare(config))
-
-    watch = Joined()
-    first = compare(config, watch)
-    assert [(each.executed, each.elsewhere) for each in (first, *others)] == [(2, 0), (4, 0)]
-    assert watch.seen == 6
-    for path in (world / "comparison" / "runs").rglob("run.json"):
-        same = RunResult.load(world / "shared" / path.relative_to(world / "comparison"))
-        np.testing.assert_array_equal(same.figures.margins, RunResult.load(path).figures.margins)
-
-
-def test_a_run_that_another_process_is_at_is_left_to_it(world: Path, done: Comparison) -> None:
-    config = CompareConfig(**settings(world, out=str(world / "held"), weights=str(attention(world)), betas=(0.1,)))
-    folder = world / "held" / "runs" / "attention" / "beta-0.1" / "seed-1"
-    with claimed(folder) as mine:
-        assert mine
-        (world / "held" / "compare.yaml").touch()
-        left = compare(config)
-        assert (left.executed, left.elsewhere, left.seeds, left.files) == (2, 1, (), ())
-        assert "1 runs; the last process writes the report" in compare_rows(left)["elsewhere"]
-    assert (compare(config).executed, compare(config).elsewhere) == (1, 0)
-    assert (world / "held" / "comparison.md").is_file()
-
-
-def test_another_comparison_in_the_same_folder_has_to_wait(world: Path, done: Comparison) -> None:
-    with joined(CompareConfig(**settings(world))), pytest.raises(UsageError, match="with other settings is writing to"):
-        compare(CompareConfig(**settings(world, resamples=300)))
-
-
-def test_a_run_is_known_by_the_content_of_its_model_and_pairs(world: Path, done: Comparison, tmp_path: Path) -> None:
-    """Moved, they give nothing to do; the same name with another content does everything anew."""
-    out = tmp_path / "out"
-    shutil.copytree(world / "comparison", out)
-    shutil.copytree(world / "model", tmp_path / "model")
-    shutil.copy(world / "pairs.jsonl", tmp_path / "moved.jsonl")
-    moved = settings(world, out=str(out), weights=str(attention(world)), betas=(0.1,))
-    moved |= {"dataset": str(tmp_path / "moved.jsonl"), "model": str(tmp_path / "model"), "judge": str(world / "model")}
-    assert compare(CompareConfig(**moved)).executed == 0
-    save_tiny(tmp_path / "model", "llama", seed=1)
-    assert compare(CompareConfig(**moved)).executed == 3
-
-
 def test_an_arm_may_have_betas_and_a_loss_of_its_own(world: Path, done: Comparison, tmp_path: Path) -> None:
     config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,))
     config["arms"] = {"simpo": {"loss": "simpo", "betas": [2.0, 0.1], "simpo_gamma": 0.3}}
     found = compare(CompareConfig(**config))
     assert found.frontier is not None
     assert list(found.frontier.points) == [("dpo", 0.1), ("simpo", 0.1), ("simpo", 2.0)]
-    assert list(found.frontier.differences) == [("simpo", 0.1)]
+    # Its beta is another thing than DPO's: there is nothing to be said of the same one.
+    assert list(found.frontier.differences) == []
+    assert list(found.frontier.at_equal_kl) == ["simpo"]
     run = RunResult.load(tmp_path / "out" / "runs" / "simpo" / "beta-2" / "seed-1" / "run.json")
     # A weighted mean knows no scale: there is none to be matched.
     assert run.trained_beta == 2.0
     assert "loss simpo" in (tmp_path / "out" / "comparison.md").read_text()
 
 
-def test_a_run_that_broke_is_named(world: Path, done: Comparison, tmp_path: Path) -> None:
-    config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,))
-    config["train"] = config["train"] | {"learning_rate": 1e30, "max_grad_norm": 1e30}
-    with pytest.raises(TwdpoError, match=r"^dpo at beta 0.1, seed 1, cannot be measured .* not numbers.*learning_rate"):
+def test_a_run_that_broke_is_named_and_the_others_are_done(world: Path, done: Comparison, tmp_path: Path) -> None:
+    config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,), arms={"a": {}})
+    config["arms"]["a"] = {"betas": [1e38, 0.2]}
+    with pytest.raises(
+        TwdpoError, match=r"^a at beta 1e\+38, seed 1, cannot be done \(.*leave the beta or the arm out"
+    ):
         compare(CompareConfig(**config))
+    assert len(list((tmp_path / "out").rglob("run.json"))) == 2
 
 
-def attention(world: Path) -> Path:
-    return world / "comparison" / "caches" / "attention"
+def test_pairs_that_came_since_take_part(world: Path, done: Comparison, tmp_path: Path) -> None:
+    out, pairs = tmp_path / "out", tmp_path / "pairs.jsonl"
+    shutil.copy(world / "pairs.jsonl", pairs)
+    config = settings(world, out=str(out), dataset=str(pairs), betas=(0.1,), arms={"position": {"source": "position"}})
+    assert compare(CompareConfig(**config)).executed == 2
+    with pairs.open("a") as file:
+        file.write(json.dumps({"prompt": "What is new?", "chosen": "This one.", "rejected": "Nothing at all."}) + "\n")
+    assert compare(CompareConfig(**config)).executed == 2
+    content = json.loads((out / "comparison.json").read_text())
+    assert content["pairs"] + content["heldout"] == PAIRS + 1
+    assert content["skipped"] == {}
 
 
 def test_a_reward_model_scores_the_policies_own_answers(world: Path, done: Comparison, tmp_path: Path) -> None:

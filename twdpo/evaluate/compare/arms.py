@@ -5,6 +5,7 @@ Not for: the rest of the file (`config.py`).
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 import re
@@ -17,6 +18,8 @@ from twdpo.errors import UsageError
 
 #: Of stage two, told only where an arm asks for it: most are refused beside a loss that they are not of.
 _LOSS = ("loss", "simpo_gamma", "ipo_mean")
+#: Characters of a folder's name that a text decides.
+_LONGEST = 100
 #: A list of its values is one setting.
 _BETAS = "betas"
 
@@ -47,10 +50,12 @@ class Arm:
     @property
     def training(self) -> dict[str, Any]:
         """What of it stage two is told."""
-        names = ("attn_source", "sink_fix", "uniform_mix", "uncovered")
+        names = ("attn_source", "sink_fix", "uncovered")
         defaults = {"loss": "twdpo", "simpo_gamma": None, "ipo_mean": False}
         told = {name: getattr(self, name) for name in _LOSS if getattr(self, name) != defaults[name]}
-        return {name: getattr(self, name) for name in names} | told
+        # Even weights of the judge's tokens are uneven ones of a policy with others.
+        mix = 1.0 if self.source == "uniform" else self.uniform_mix
+        return {name: getattr(self, name) for name in names} | {"uniform_mix": mix} | told
 
     @property
     def has_scale(self) -> bool:
@@ -60,7 +65,7 @@ class Arm:
 
 def expand(name: str, settings: Any) -> list[Arm]:
     """The arms that one entry means: one for each combination of values where some are lists. Raises UsageError."""
-    if not re.fullmatch(r"[\w.+=-]+", name):
+    if not re.fullmatch(r"[\w.+=-]+", name) or not name.strip("."):
         raise UsageError(f"arms: {name!r} names a folder; use letters, digits, and . + = - _")
     if settings is None:
         settings = {}
@@ -77,10 +82,16 @@ def expand(name: str, settings: Any) -> list[Arm]:
         suffix = "".join(f"-{key}={combined[key]}" for key in several)
         taken = checked(Arm, combined, f"arms: {name}")
         try:
-            arms.append(Arm(**{"name": re.sub(r"[^\w.+=-]", "_", name + suffix), **taken}))
+            arms.append(Arm(**{"name": folder_name(name + suffix), **taken}))
         except UsageError as error:
             raise UsageError(f"arms: {name}: {error}") from None
     return arms
+
+
+def folder_name(text: str) -> str:
+    """A text as the name of a folder: itself where it can be one, else what is like it, and no other text's."""
+    clean = re.sub(r"[^\w.+=-]", "_", text)[:_LONGEST]
+    return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
 def sorted_betas(betas: Any) -> tuple[float, ...]:

@@ -6,17 +6,18 @@ once. Not for: what the sources do (`pipeline/annotate/sources`).
 
 from __future__ import annotations
 
-import re
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 from twdpo.config import to_yaml
-from twdpo.evaluate.compare.arms import Arm
+from twdpo.evaluate.compare.arms import Arm, folder_name
 from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.pipeline.annotate import AnnotateProgress, annotate
 from twdpo.pipeline.annotate.sources import source_class
 from twdpo.pipeline.annotate.sources.options import parse_options
 from twdpo.pipeline.model_files import content_identity
+from twdpo.preferences import resolve
 from twdpo.weights_cache import Manifest
 from twdpo.weights_cache.durable import make_folder, write_file
 
@@ -67,7 +68,7 @@ def make_caches(config: CompareConfig, show: Show) -> dict[str, Path]:
 def _make(config: CompareConfig, arm: Arm, base: Path | None, show: Show) -> Path:
     """Run stage one for the source of `arm`, unless it has run to its end as it is asked for now."""
     name = arm.source if arm.source_options is None else f"{arm.source}-{arm.source_options}"
-    folder = Path(config.out) / FOLDER / re.sub(r"[^\w.+=-]", "_", name)[:100]
+    folder = Path(config.out) / FOLDER / folder_name(name)
     left_out = frozenset(source_class(arm.source).refuses)
     if base is not None:
         left_out |= _OF_A_MODEL | _OF_A_PROMPT
@@ -77,10 +78,21 @@ def _make(config: CompareConfig, arm: Arm, base: Path | None, show: Show) -> Pat
         arm, weights=str(folder), base=None if base is None else str(base), leave_out=left_out
     )
     done = folder.with_name(f"{folder.name}.done.yaml")
-    # What a model's files are may change under its name; stage one then says that the weights there are another's.
-    text = f"# {content_identity(asked.model, asked.revision)}\n{to_yaml(asked)}"
+    # Files may change under their names. Stage one then judges the pairs that are new, and refuses another model.
+    text = f"# {content_identity(asked.model, asked.revision)} {_files(config)}\n{to_yaml(asked)}"
     if not (folder.is_dir() and done.is_file() and done.read_text("utf-8") == text):
         make_folder(folder.parent)
         annotate(asked, on_progress=show(name))
         write_file(done, text.encode())
     return folder
+
+
+def _files(config: CompareConfig) -> str:
+    """What tells whether a data set's files have changed; the same for all that lie on the hub."""
+    source = resolve(config.dataset, config.split)
+    if source.kind != "file":
+        return source.kind
+    place = Path(source.location)
+    files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if path.is_file())
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ from twdpo.errors import UsageError
 from twdpo.evaluate.compare.arms import Arm, check_list, expand, listed, sorted_betas
 from twdpo.pipeline.annotate.config import AnnotateConfig
 from twdpo.pipeline.model_files import DEFAULT_MODEL
-from twdpo.pipeline.train.config import TrainConfig
+from twdpo.pipeline.train.config import TrainConfig, names_split, parse_eval_split
 
 #: The arm that the others are measured against, added where no arm has its name: DPO, every completion token alike.
 BASELINE = "dpo"
@@ -112,7 +112,13 @@ class CompareConfig:
             raise UsageError("arms: there is nothing to compare; name at least one beside the baseline")
         self.annotate_config(arms[0], weights="weights")
         for arm in arms:
-            self.train_config(arm, weights="weights", out="out")
+            training = self.train_config(arm, weights="weights", out="out")
+        held_out = parse_eval_split(training.eval_split)
+        if held_out is None or names_split(training):
+            raise UsageError(
+                f"train: eval_split: {training.eval_split} is neither a share nor a count: all arms are measured on "
+                "pairs held out of the same split"
+            )
 
     @property
     def expanded(self) -> tuple[Arm, ...]:

@@ -1,6 +1,6 @@
 """What follows from the runs: where each arm stands at each beta, and how it differs from the baseline.
 
-Every figure is a mean over seeds, with an interval from drawing pairs and seeds with replacement, the same draws for
+Every figure is a mean over seeds, with an interval from drawing prompts and seeds with replacement, the same draws for
 all arms: differences are paired. A policy that has moved further from the reference has had more chance to learn, so
 that two arms are compared fairly where they are equally far from it: `at_equal_kl` does that along whole frontiers.
 
@@ -10,7 +10,7 @@ Shapes: B betas of an arm, S seeds, N pairs, R resamples, X of either. Not for: 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -52,13 +52,17 @@ def frontier(
     runs: Mapping[tuple[str, float, int], PairFigures],
     baseline: str,
     *,
+    prompts: Sequence[int] | None = None,
     rewards: Mapping[tuple[str, float, int], Sequence[float]] | None = None,
+    apart: Collection[str] = (),
     resamples: int,
     seed: int = 0,
 ) -> Frontier:
     """The frontier of complete runs: (arm, beta, seed) → figures of the same pairs, all seeds at each beta of an arm.
 
-    rewards: of the same runs, an entry a pair. Raises ValueError where runs are missing or of other pairs.
+    prompts: a number a pair, the same where the prompt is the same, None where no two share one. rewards: of the same
+    runs, an entry a pair. apart: arms whose beta means another thing than the baseline's. Raises ValueError where runs
+    are missing or of other pairs.
     """
     betas = {arm: _unique(beta for each, beta, _ in runs if each == arm) for arm in _unique(arm for arm, _, _ in runs)}
     seeds = _unique(each for _, _, each in runs)
@@ -67,7 +71,8 @@ def frontier(
         raise ValueError("every arm needs a run at each of its betas and every seed")
     if any(each.hashes != first.hashes for each in runs.values()):
         raise ValueError("all runs must be measured on the same pairs")
-    sampling = Sampling.draw(len(first), len(seeds), resamples, np.random.default_rng(seed))
+    groups = range(len(first)) if prompts is None else prompts
+    sampling = Sampling.draw(groups, len(seeds), resamples, np.random.default_rng(seed))
     metrics: dict[str, dict[str, Draws]] = {}
     for arm in betas:
         keys = list(itertools.product([arm], betas[arm], seeds))
@@ -88,7 +93,7 @@ def frontier(
             for arm in betas
             for b, beta in enumerate(betas[arm])
             for o, other in enumerate(betas[baseline])
-            if arm != baseline and beta == other
+            if arm != baseline and beta == other and arm not in apart
         },
         at_equal_kl={
             arm: {name: _at_equal_kl(metrics[arm], base, name, count) for name in metrics[arm] if name != KL}
@@ -100,15 +105,20 @@ def frontier(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Sampling:
-    """Resamples of pairs and seeds, the same for all arms: how often each pair [R, N], what part each seed [R, S]."""
+    """Resamples of pairs and seeds, the same for all arms: how often each pair [R, N], what part each seed [R, S].
+
+    Pairs of one prompt are drawn together: they tell much the same, and a reward is of the prompt's one answer.
+    """
 
     pairs_RN: Floats
     seeds_RS: Floats
 
     @classmethod
-    def draw(cls, pairs: int, seeds: int, resamples: int, rng: np.random.Generator) -> Sampling:
-        """Draw pairs and seeds with replacement."""
-        pairs_RN = rng.multinomial(pairs, np.full(pairs, 1 / pairs), resamples).astype(np.float64)
+    def draw(cls, groups: Sequence[int], seeds: int, resamples: int, rng: np.random.Generator) -> Sampling:
+        """Draw groups of pairs, and seeds, with replacement; groups: from 0 on, one a pair."""
+        count = max(groups) + 1
+        drawn_RG = rng.multinomial(count, np.full(count, 1 / count), resamples)
+        pairs_RN = drawn_RG[:, list(groups)].astype(np.float64)
         return cls(pairs_RN=pairs_RN, seeds_RS=rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples) / seeds)
 
     def ratio(self, tops: Sequence[Floats], bottoms: Sequence[Floats]) -> Draws:

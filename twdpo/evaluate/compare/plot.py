@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 NAME = "frontier"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 _MARKERS = "osD^vP"
+_DASHES = ("-", "--", ":", "-.")
 _PANELS = (
     ("accuracy", "held-out accuracy, %", 100.0),
     ("margin", "held-out margin, nats", 1.0),
@@ -89,8 +90,16 @@ def _line(axes: Axes, found: Frontier, arm: str, metric: str, factor: float, pla
     y = np.array([each[metric].value for each in points]) * factor
     colour = INK if is_baseline else _COLOURS[(place - 1) % len(_COLOURS)]
     style: Any = {"color": colour, "linewidth": 2.0 if is_baseline else 1.3, "zorder": 3 if is_baseline else 2}
-    dashes = "-" if place <= len(_COLOURS) else "--"
-    axes.plot(x, y, dashes, marker=_MARKERS[place % len(_MARKERS)], markersize=4.5, label=arm, **style)
+    dashes = _DASHES[max(place - 1, 0) // len(_COLOURS) % len(_DASHES)]
+    axes.plot(
+        x,
+        y,
+        dashes,
+        marker=_MARKERS[(place + place // len(_MARKERS)) % len(_MARKERS)],
+        markersize=4.5,
+        label=arm,
+        **style,
+    )
     if is_baseline:
         low = np.array([each[metric].low for each in points]) * factor
         high = np.array([each[metric].high for each in points]) * factor

@@ -30,13 +30,15 @@ class Prepared:
     """An arm, ready to be trained.
 
     train: hashes of the pairs, in their order. heldout: the pairs that every run is measured on, with this arm's
-    weights. summed: the training pairs' weights. digest: of all that is trained on, or measured.
+    weights. prompts: of each of them a number, the same for pairs of one prompt. summed: the training pairs' weights.
+    digest: of all that is trained on, or measured.
     """
 
     arm: Arm
     weights: Path
     train: tuple[str, ...]
     heldout: tuple[Example, ...]
+    prompts: tuple[int, ...]
     summed: float
     digest: str
     skipped: Mapping[str, int]
@@ -61,6 +63,7 @@ def prepare(config: CompareConfig, arm: Arm, weights: Path, renderer: Renderer) 
         weights=weights,
         train=tuple(example.example_hash for example in train),
         heldout=tuple(heldout),
+        prompts=_prompts(heldout),
         summed=float(sum(np.sum(w, dtype=np.float64) for w in weights_of)),
         digest=f"{digest}{held}",
         skipped=skipped,
@@ -92,6 +95,12 @@ def scales(arms: Sequence[Prepared], *, match: bool) -> dict[str, float]:
     factor of the whole loss, which AdamW takes out. Losses of weighted means know no scale of the weights: theirs is 1.
     """
     return {arm.arm.name: arms[0].summed / arm.summed if match and arm.arm.has_scale else 1.0 for arm in arms}
+
+
+def _prompts(examples: Sequence[Example]) -> tuple[int, ...]:
+    known: dict[bytes, int] = {}
+    prompts = (example.chosen.ids[: example.chosen.prompt_length].tobytes() for example in examples)
+    return tuple(known.setdefault(prompt, len(known)) for prompt in prompts)
 
 
 def _hashes(examples: Sequence[Example]) -> tuple[str, ...]:

@@ -32,8 +32,11 @@ _SHOWN: Mapping[str, tuple[str, float, int]] = {
     REWARD: ("reward", 1.0, 3),
 }
 
+#: Sources whose weights are read at a layer.
+_LAYERED = frozenset({"attention", "rollout", "shuffled", "random"})
+
 _HOW_TO_READ = """\
-Brackets hold 95 % of {resamples:,} bootstrap resamples of the {heldout} held-out pairs and the {seeds} seeds; * marks a
+Brackets hold 95 % of {resamples:,} bootstrap resamples of {drawn}; * marks a
 difference whose interval leaves out 0. No correction is made for the number of comparisons: of twenty differences that
 are nothing, one is marked on average. Accuracy: how often the policy has raised the chosen answer's log-prob over the
 reference's more than the rejected one's. Length-controlled: the mean of the accuracies where the chosen answer is the
@@ -127,6 +130,9 @@ def _markdown(
             else "Weights are as stored."
         )
     )
+    if first.skipped:
+        skipped = "; ".join(f"{count:,} {reason}" for reason, count in sorted(first.skipped.items()))
+        yield f"Left out of all arms alike: {skipped}."
     yield ""
     yield from _table(
         ("arm", "weights", "end of turn and other unseen tokens", "beta is multiplied by"),
@@ -144,14 +150,15 @@ def _markdown(
         ("arm", "beta", *headings),
         [(arm, f"{beta:g}", *(shown(name, m[name]) for name in names)) for (arm, beta), m in found.points.items()],
     )
-    yield f"## Difference from {config.baseline} at the same beta\n"
-    yield from _table(
-        ("arm", "beta", *headings),
-        [
-            (arm, f"{beta:g}", *(shown(name, m[name], signed=True) for name in names))
-            for (arm, beta), m in found.differences.items()
-        ],
-    )
+    if found.differences:
+        yield f"## Difference from {config.baseline} at the same beta\n"
+        yield from _table(
+            ("arm", "beta", *headings),
+            [
+                (arm, f"{beta:g}", *(shown(name, m[name], signed=True) for name in names))
+                for (arm, beta), m in found.differences.items()
+            ],
+        )
     yield f"## Difference from {config.baseline} at equal KL\n"
     yield (
         "Between the frontiers, over the KL that both reach: what an arm gains where it is as far from the reference "
@@ -162,7 +169,10 @@ def _markdown(
         [(arm, *(shown(name, m[name], signed=True) for name in names[1:])) for arm, m in found.at_equal_kl.items()],
     )
     yield "## How to read this\n"
-    yield _HOW_TO_READ.format(resamples=config.resamples, heldout=len(first.heldout), seeds=len(seeds))
+    prompts = len(set(first.prompts))
+    of_pairs = f"the {prompts} held-out prompts" if prompts < len(first.heldout) else f"the {prompts} held-out pairs"
+    of_seeds = f" and the {len(seeds)} seeds" if len(seeds) > 1 else ": what another seed would change is not in them"
+    yield _HOW_TO_READ.format(resamples=config.resamples, drawn=of_pairs + of_seeds)
     if REWARD in names:
         yield (
             f"Reward: of {config.reward_model} for the policy's own answers to the held-out prompts, of at most "
@@ -181,7 +191,7 @@ def _weights(arm: Prepared) -> str:
     source = arm.arm.source + (f" ({arm.arm.source_options})" if arm.arm.source_options else "")
     parts = [
         source,
-        *([f"layer {arm.arm.attn_source}"] if arm.arm.source in ("attention", "shuffled", "random") else []),
+        *([f"layer {arm.arm.attn_source}"] if arm.arm.source in _LAYERED else []),
     ]
     if not arm.arm.sink_fix:
         parts.append("no sink fix")
@@ -189,6 +199,10 @@ def _weights(arm: Prepared) -> str:
         parts.append(f"{arm.arm.uniform_mix:g} even")
     if arm.arm.loss != "twdpo":
         parts.append(f"loss {arm.arm.loss}")
+    if arm.arm.simpo_gamma is not None:
+        parts.append(f"γ {arm.arm.simpo_gamma:g}")
+    if arm.arm.ipo_mean:
+        parts.append("means")
     return ", ".join(parts)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from twdpo.errors import Interrupted
+from twdpo.errors import Interrupted, ModelError, TrainingError, TwdpoError
 from twdpo.evaluate.compare.caches import FOLDER as CACHES
 from twdpo.evaluate.compare.caches import make_caches
 from twdpo.evaluate.compare.config import CompareConfig
@@ -95,6 +95,7 @@ def _compare(config: CompareConfig, watch: Watch) -> Comparison:
     watch.began(len(state.runs), len(state.results))
     executed = state.execute_missing(watch) if state.missing else 0
     found, seeds, files = state.write_report()
+    state.raise_broken()
     return Comparison(
         out=out,
         frontier=found,
@@ -115,6 +116,7 @@ class _State:
     runs: Sequence[Run]
     report: Report
     results: dict[Run, RunResult] = field(default_factory=dict)
+    broken: dict[Run, TwdpoError] = field(default_factory=dict)
 
     @property
     def missing(self) -> list[Run]:
@@ -142,12 +144,16 @@ class _State:
             for run in self.missing:
                 with claimed(run.folder) as mine:
                     self.take_over(watch)
-                    if not mine or run in self.results:
+                    if not mine or run in self.results or run in self.broken:
                         continue
                     going, executed = True, executed + 1
-                    self.results[run] = execute(
-                        run, self.arms[run.arm], reference, self.config, watch.training, rewarding
-                    )
+                    try:
+                        self.results[run] = execute(
+                            run, self.arms[run.arm], reference, self.config, watch.training, rewarding
+                        )
+                    except (ModelError, TrainingError) as error:
+                        self.broken[run] = error
+                        continue
                 watch.ran(self.results[run])
                 if self.missing and self._is_complete(run.seed):
                     self.write_report()
@@ -155,16 +161,33 @@ class _State:
 
     def write_report(self) -> tuple[Frontier | None, tuple[int, ...], tuple[Path, ...]]:
         """Write the report of the seeds that are complete."""
-        self.take_over()
-        seeds = tuple(seed for seed in self.config.seeds if self._is_complete(seed))
-        figures = {(run.arm, run.beta, run.seed): self.results[run].figures for run in self.runs if run.seed in seeds}
-        if not figures:
-            return None, (), ()
-        complete = [self.results[run] for run in self.runs if run.seed in seeds]
-        rewards = {(run.arm, run.beta, run.seed): run.rewarded.rewards for run in complete if run.rewarded}
-        found = frontier(figures, self.config.baseline, rewards=rewards, resamples=self.config.resamples)
-        with locked(Path(self.config.out) / CACHES):
-            return found, seeds, write_report(self.report, found, complete, seeds)
+        with locked(Path(self.config.out) / CACHES):  # from looking to writing, so that an older one replaces none
+            self.take_over()
+            seeds = tuple(seed for seed in self.config.seeds if self._is_complete(seed))
+            complete = [(run, self.results[run]) for run in self.runs if run.seed in seeds]
+            if not complete:
+                return None, (), ()
+            keyed = {(run.arm, run.beta, run.seed): result for run, result in complete}
+            arms = self.report.arms
+            found = frontier(
+                {key: result.figures for key, result in keyed.items()},
+                self.config.baseline,
+                prompts=arms[0].prompts,
+                rewards={key: result.rewarded.rewards for key, result in keyed.items() if result.rewarded},
+                apart=[arm.arm.name for arm in arms if arm.arm.loss != arms[0].arm.loss],
+                resamples=self.config.resamples,
+            )
+            return found, seeds, write_report(self.report, found, list(keyed.values()), seeds)
+
+    def raise_broken(self) -> None:
+        """Say of the runs that cannot be done what the first one said."""
+        if self.broken:
+            run, error = next(iter(self.broken.items()))
+            more = f"; so are {len(self.broken) - 1} more" if len(self.broken) > 1 else ""
+            raise TrainingError(
+                f"{run.arm} at beta {run.beta:g}, seed {run.seed}, cannot be done ({error}){more}. The other runs are "
+                "kept. Where training broke it, leave the beta or the arm out, or give train: a smaller learning_rate"
+            )
 
     def _is_complete(self, seed: int) -> bool:
         return all(run in self.results for run in self.runs if run.seed == seed)

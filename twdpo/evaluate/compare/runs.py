@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
+from twdpo.config import to_yaml
 from twdpo.errors import CacheCorrupt, ModelError
 from twdpo.evaluate.compare.config import CompareConfig
 from twdpo.evaluate.compare.prepared import Prepared
@@ -22,7 +23,7 @@ from twdpo.evaluate.compare.rewarding import Rewarded, Rewarding
 from twdpo.evaluate.figures import PairFigures
 from twdpo.evaluate.heldout import ReferenceStates, measure
 from twdpo.pipeline.model_files import ADAPTER_CONFIGURATION, content_identity
-from twdpo.pipeline.models import LoadedModel, load_model
+from twdpo.pipeline.models import LoadedModel, load_model, pick_device, resolve_dtype
 from twdpo.pipeline.train import TrainConfig, TrainProgress, train
 from twdpo.pipeline.train.config import FREE_ON_RESUME
 from twdpo.pipeline.train.logps import TokenLogps
@@ -49,6 +50,11 @@ class Run:
     folder: Path
     training: TrainConfig
     fingerprint: str
+
+    @property
+    def asked(self) -> str:
+        """What a model that is not finished was begun with: training goes on only with all of it, names included."""
+        return f"{self.fingerprint}\n{to_yaml(self.training)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -117,6 +123,7 @@ def _planned(
         arm.arm, weights=str(arm.weights), out=str(folder / "model"), beta=beta * scale, seed=seed
     )
     deciding = dict(_deciding(training))
+    deciding["dtype"] = resolve_dtype(training.dtype, pick_device(training.device))
     if config.reward_model is not None:
         deciding["reward"] = [config.max_new_tokens, config.temperature]
     content = json.dumps([MEASURED, dict(models), deciding, arm.digest], sort_keys=True)
@@ -147,19 +154,13 @@ def execute(
     """
     model = Path(run.training.out)
     seconds: dict[str, float] = {}
-    if not _is_trained(run):
+    if not is_trained(run):
         seconds |= train(replace(run.training, reference_cache=str(Path(config.out) / REFERENCE)), progress).seconds
     started = time.perf_counter()
-    try:
-        loaded, policy = open_policy(str(model), run.training)
-        figures = measure(policy, arm.heldout, reference)
-        if figures.broken:
-            raise ModelError(f"log-probs of {figures.broken} held-out pairs are not numbers")
-    except ModelError as error:
-        raise ModelError(
-            f"{run.arm} at beta {run.beta:g}, seed {run.seed}, cannot be measured after its training ({error}); "
-            "if the training broke it, try a smaller learning_rate in train:"
-        ) from None
+    loaded, policy = open_policy(str(model), run.training)
+    figures = measure(policy, arm.heldout, reference)
+    if figures.broken:
+        raise ModelError(f"log-probs of {figures.broken} held-out pairs are not numbers")
     rewarded = None if rewarding is None else rewarding.of(loaded)
     del loaded, policy
     seconds["measuring"] = time.perf_counter() - started
@@ -180,14 +181,19 @@ def execute(
     return done
 
 
-def _is_trained(run: Run) -> bool:
+def is_trained(run: Run) -> bool:
     """Whether the run's model is there, finished; what is there of other settings is deleted."""
     mark, model = run.folder / ASKED, Path(run.training.out)
     make_folder(run.folder)
-    if not (mark.is_file() and mark.read_text("utf-8") == run.fingerprint):
-        shutil.rmtree(model, ignore_errors=True)
-        write_file(mark, run.fingerprint.encode())
-    return any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIGURATION))
+    asked = mark.read_text("utf-8") if mark.is_file() else ""
+    if asked.partition("\n")[0] == run.fingerprint:
+        if any((model / name).is_file() for name in ("config.json", ADAPTER_CONFIGURATION)):
+            return True
+        if asked == run.asked:
+            return False
+    shutil.rmtree(model, ignore_errors=True)
+    write_file(mark, run.asked.encode())
+    return False
 
 
 def open_policy(model: str, training: TrainConfig) -> tuple[LoadedModel, TokenLogps]:

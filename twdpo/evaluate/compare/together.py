@@ -16,9 +16,9 @@ from pathlib import Path
 from twdpo.config import to_yaml
 from twdpo.errors import UsageError
 from twdpo.evaluate.compare.config import CompareConfig
-from twdpo.weights_cache.durable import hold, make_folder, write_file
+from twdpo.weights_cache.durable import TEMPORARY_PREFIX, hold, make_folder, write_file
 
-CONFIGURATION = "compare.yaml"
+CONFIGURATION = "settings.yaml"
 #: Seconds for which the first process may keep others waiting while it writes its configuration.
 _MOMENT = 10.0
 
@@ -32,8 +32,6 @@ def joined(config: CompareConfig) -> Iterator[None]:
     """
     out = Path(config.out)
     make_folder(out)
-    if any(out.iterdir()) and not (out / CONFIGURATION).is_file():
-        raise UsageError(f"{out} is not empty and holds no comparison; choose another out:")
     text, deadline = to_yaml(config), time.monotonic() + _MOMENT
     descriptor = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -42,6 +40,9 @@ def joined(config: CompareConfig) -> Iterator[None]:
                 raise UsageError(f"another program holds {out}; wait for it, stop it, or choose another out:")
             time.sleep(0.05)
         if first:
+            held = [path for path in out.iterdir() if not path.name.startswith(TEMPORARY_PREFIX)]
+            if held and not (out / CONFIGURATION).is_file():
+                raise UsageError(f"{out} is not empty and holds no comparison; choose another out:")
             write_file(out / CONFIGURATION, text.encode())
             _locks(descriptor, fcntl.LOCK_SH)
         elif (out / CONFIGURATION).read_text("utf-8") != text:
