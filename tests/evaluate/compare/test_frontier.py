@@ -161,6 +161,18 @@ def test_pairs_of_one_prompt_are_drawn_together() -> None:
     assert alone.high - alone.low < 0.6 * (point.high - point.low)
 
 
+def test_from_a_control_an_arm_differs_as_from_a_baseline() -> None:
+    """Of three arms, the third is compared with the second as if that were the baseline."""
+    runs = some_runs() | {("control", *key[1:]): run for key, run in some_runs(seed=1).items() if key[0] == "dpo"}
+    found = frontier(runs, "dpo", controls=["control"], resamples=200)
+    assert list(found.less_controls) == [("attention", "control")]
+    without = {key: run for key, run in runs.items() if key[0] != "dpo"}
+    assert (
+        found.less_controls["attention", "control"]
+        == frontier(without, "control", resamples=200).at_equal_kl["attention"]
+    )
+
+
 def test_betas_that_mean_other_things_are_not_compared() -> None:
     found = frontier(some_runs(), "dpo", apart=["attention"], resamples=100)
     assert found.differences == {}

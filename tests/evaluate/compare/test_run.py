@@ -120,7 +120,7 @@ def test_pairs_that_came_since_take_part(world: Path, done: Comparison, tmp_path
 def test_a_reward_model_scores_the_policies_own_answers(world: Path, done: Comparison, tmp_path: Path) -> None:
     config = settings(world, out=str(tmp_path / "out"), weights=str(attention(world)), betas=(0.1,))
     config |= {"reward_model": str(save_reward_model(tmp_path / "reward")), "max_new_tokens": 4}
-    config["arms"] = {"attention": {}}
+    config["arms"] = {"attention": {}, "shuffled": {"source": "shuffled"}}
     found = compare(CompareConfig(**config))
     assert found.frontier is not None
     run = RunResult.load(tmp_path / "out" / "runs" / "attention" / "beta-0.1" / "seed-1" / "run.json")
@@ -132,7 +132,9 @@ def test_a_reward_model_scores_the_policies_own_answers(world: Path, done: Compa
     assert 0 < run.rewarded.cut <= run.rewarded.answers == 8
     text = (tmp_path / "out" / "comparison.md").read_text()
     assert "| reward |" in text
-    assert re.search(r"Of 16 answers of all runs \d+ were cut there, and \d+ are empty", text)
+    assert "## Difference from the controls at equal KL" in text
+    assert list(found.frontier.less_controls) == [("attention", "shuffled")]
+    assert re.search(r"Of 24 answers of all runs \d+ were cut there, and \d+ are empty", text)
     # The same policy has been measured without a reward model.
     np.testing.assert_array_equal(
         run.figures.margins, RunResult.load(run_file(world, "attention", "0.1", 1)).figures.margins

@@ -16,6 +16,8 @@ from typing import Any
 from twdpo.config import checked
 from twdpo.errors import UsageError
 
+#: Sources that keep how unevenly weight is spread, and not what it says.
+CONTROLS = frozenset({"shuffled", "random"})
 #: Of stage two, told only where an arm asks for it: most are refused beside a loss that they are not of.
 _LOSS = ("loss", "simpo_gamma", "ipo_mean")
 #: Characters of a folder's name that a text decides.

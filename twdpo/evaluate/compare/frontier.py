@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
@@ -41,11 +41,13 @@ class Frontier:
 
     points: each metric. differences: each metric less the baseline's at the same beta. at_equal_kl: each metric's
     difference from the baseline's frontier, mean over the KL that both reach; NaN where they have none in common.
+    less_controls: the same from each control's frontier, (arm, control) → metrics.
     """
 
     points: Mapping[tuple[str, float], Mapping[str, Estimate]]
     differences: Mapping[tuple[str, float], Mapping[str, Estimate]]
     at_equal_kl: Mapping[str, Mapping[str, Estimate]]
+    less_controls: Mapping[tuple[str, str], Mapping[str, Estimate]] = field(default_factory=dict)
 
 
 def frontier(
@@ -55,14 +57,15 @@ def frontier(
     prompts: Sequence[int] | None = None,
     rewards: Mapping[tuple[str, float, int], Sequence[float]] | None = None,
     apart: Collection[str] = (),
+    controls: Sequence[str] = (),
     resamples: int,
     seed: int = 0,
 ) -> Frontier:
     """The frontier of complete runs: (arm, beta, seed) → figures of the same pairs, all seeds at each beta of an arm.
 
     prompts: a number a pair, the same where the prompt is the same, None where no two share one. rewards: of the same
-    runs, an entry a pair. apart: arms whose beta means another thing than the baseline's. Raises ValueError where runs
-    are missing or of other pairs.
+    runs, an entry a pair. apart: arms whose beta means another thing than the baseline's. controls: arms that the
+    others but the baseline are also compared with. Raises ValueError where runs are missing or of other pairs.
     """
     betas = {arm: _unique(beta for each, beta, _ in runs if each == arm) for arm in _unique(arm for arm, _, _ in runs)}
     seeds = _unique(each for _, _, each in runs)
@@ -99,6 +102,14 @@ def frontier(
             arm: {name: _at_equal_kl(metrics[arm], base, name, count) for name in metrics[arm] if name != KL}
             for arm in betas
             if arm != baseline
+        },
+        less_controls={
+            (arm, control): {
+                name: _at_equal_kl(metrics[arm], metrics[control], name, count) for name in metrics[arm] if name != KL
+            }
+            for control in controls
+            for arm in betas
+            if arm not in controls and arm != baseline
         },
     )
 

@@ -104,6 +104,10 @@ def _plain(report: Report, found: Frontier, runs: Sequence[RunResult], seeds: Se
             {"arm": arm} | {name: each.plain() for name, each in metrics.items()}
             for arm, metrics in found.at_equal_kl.items()
         ],
+        "less_controls": [
+            {"arm": arm, "control": control} | {name: each.plain() for name, each in metrics.items()}
+            for (arm, control), metrics in found.less_controls.items()
+        ],
         "runs": [
             {"arm": run.arm, "beta": run.beta, "trained_beta": run.trained_beta, "seed": run.seed}
             | {"steps": run.steps, "seconds": dict(run.seconds)}
@@ -168,6 +172,16 @@ def _markdown(
         ("arm", *headings[1:]),
         [(arm, *(shown(name, m[name], signed=True) for name in names[1:])) for arm, m in found.at_equal_kl.items()],
     )
+    if found.less_controls:
+        yield "## Difference from the controls at equal KL\n"
+        yield "What the place of the weights adds to their being uneven.\n"
+        yield from _table(
+            ("arm", "less", *headings[1:]),
+            [
+                (arm, control, *(shown(name, m[name], signed=True) for name in names[1:]))
+                for (arm, control), m in found.less_controls.items()
+            ],
+        )
     yield "## How to read this\n"
     prompts = len(set(first.prompts))
     of_pairs = f"the {prompts} held-out prompts" if prompts < len(first.heldout) else f"the {prompts} held-out pairs"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from twdpo.errors import Interrupted, ModelError, TrainingError, TwdpoError
+from twdpo.evaluate.compare.arms import CONTROLS
 from twdpo.evaluate.compare.caches import FOLDER as CACHES
 from twdpo.evaluate.compare.caches import make_caches
 from twdpo.evaluate.compare.config import CompareConfig
@@ -175,6 +176,7 @@ class _State:
                 prompts=arms[0].prompts,
                 rewards={key: result.rewarded.rewards for key, result in keyed.items() if result.rewarded},
                 apart=[arm.arm.name for arm in arms if arm.arm.loss != arms[0].arm.loss],
+                controls=[arm.arm.name for arm in arms[1:] if arm.arm.source in CONTROLS],
                 resamples=self.config.resamples,
             )
             return found, seeds, write_report(self.report, found, list(keyed.values()), seeds)
