@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 NAME = "frontier"
 _COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 _MARKERS = "osD^vP"
+#: The largest KL over the smallest, up to which places are as on an even scale.
+_MAGNITUDE = 8.0
 _DASHES = ("-", "--", ":", "-.")
 _PANELS = (
     ("accuracy", "held-out accuracy, %", 100.0),
@@ -46,9 +48,11 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
     if not has_matplotlib():
         return ()
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     arms = list(dict.fromkeys(arm for arm, _ in found.points))
+    kls = [metrics[KL].value for metrics in found.points.values()]
+    spread = max(kls) / max(min(kls), 1e-300)
     panels = [panel for panel in _PANELS if panel[0] in next(iter(found.points.values()))]
     with plain_style():
         figure = Figure(figsize=(1.6 + 3.7 * len(panels), 4.6), layout="constrained", facecolor="white")
@@ -68,7 +72,8 @@ def write_picture(folder: Path, found: Frontier, baseline: str, *, title: str) -
             for place, arm in enumerate(arms):
                 _line(axes, found, arm, metric, factor, place, is_baseline=arm == baseline)
             axes.set_xscale("log")
-            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            # A logarithm's own places are few, or too close together, where the KLs are of one magnitude.
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if spread > _MAGNITUDE else MaxNLocator(4))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_xlabel("KL from the reference, nats a token")
