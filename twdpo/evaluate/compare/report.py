@@ -166,7 +166,7 @@ def _markdown(
     yield f"## Difference from {config.baseline} at equal KL\n"
     yield (
         "Between the frontiers, over the KL that both reach: what an arm gains where it is as far from the reference "
-        "as the baseline.\n"
+        "as the baseline. A dash stands where they reach none in common: more betas may mend that.\n"
     )
     yield from _table(
         ("arm", *headings[1:]),

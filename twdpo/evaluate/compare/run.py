@@ -158,6 +158,7 @@ class _State:
                 watch.ran(self.results[run])
                 if self.missing and self._is_complete(run.seed):
                     self.write_report()
+        self.take_over(watch)
         return executed
 
     def write_report(self) -> tuple[Frontier | None, tuple[int, ...], tuple[Path, ...]]:
