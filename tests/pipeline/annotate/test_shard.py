@@ -112,6 +112,7 @@ def test_folders_of_their_own_are_merged_to_what_one_run_makes(pairs_file: Path,
     assert verify(tmp_path / "out").problems == ()
 
 
+@pytest.mark.slow
 def test_three_processes_at_the_same_time_with_a_real_model(pairs_file: Path, tmp_path: Path) -> None:
     """Through the command, into one cache; batches differ from one run's, so weights agree as they are rounded."""
     save_tiny(tmp_path / "judge", "llama", layers=3, context=2048)

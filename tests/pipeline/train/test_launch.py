@@ -94,6 +94,7 @@ def test_two_processes_give_the_losses_of_one(world: World, alone: TrainResult) 
     assert "num_processes: 2" in (both.out / "train.yaml").read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_killed_in_one_process_and_resumed_exactly(world: World, tmp_path: Path) -> None:
     """SIGKILL of a process: the others end, one line says what happened, and the same command goes on to the bit."""
     # One held-out pair, so that in evaluations one process is alone with the model.
