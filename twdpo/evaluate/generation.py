@@ -9,7 +9,6 @@ halved. Not for: which questions are asked, or files (`benchmarks`).
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twdpo.errors import ModelError
+from twdpo.pipeline.memory import give_back, out_of_memory
 from twdpo.pipeline.models import LoadedModel, context_length, input_device
 from twdpo.pipeline.train.render import Renderer, RenderError
 from twdpo.preferences import Message
@@ -179,12 +179,9 @@ class TransformersGenerator(Generator):
         try:
             return self._run(prompts, requests, limits)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
-        # Out of the handler, the failed batch's tensors are gone with its frames.
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        give_back()
         return None
 
     def _run(self, prompts: list[Ids], requests: list[Request], limits: list[int]) -> list[Ids]:
@@ -325,9 +322,3 @@ def _left_padded(prompts: Sequence[Ids], device: Any) -> tuple[Tensor, Tensor]:
         ids[row, width - len(prompt) :] = prompt
         mask[row, width - len(prompt) :] = 1
     return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory"))
