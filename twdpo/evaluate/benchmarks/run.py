@@ -1,8 +1,7 @@
 """Answering a benchmark from end to end: questions in, batches through the model, answers kept, the official file out.
 
 The official file is written when every question has an answer, and not before; one of an earlier run is removed when
-new answers begin. Not for: generating
-(`evaluate/generation.py`), or the form of the file (`formats.py`).
+new answers begin. Not for: generating (`evaluate/generation.py`), or the form of the file (`formats.py`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from twdpo.config import checked
@@ -53,8 +53,11 @@ class Arm:
     def training(self) -> dict[str, Any]:
         """What of it stage two is told."""
         names = ("attn_source", "sink_fix", "uncovered")
-        defaults = {"loss": "twdpo", "simpo_gamma": None, "ipo_mean": False}
-        told = {name: getattr(self, name) for name in _LOSS if getattr(self, name) != defaults[name]}
+        told = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name in _LOSS and getattr(self, f.name) != f.default
+        }
         # Even weights of the judge's tokens are uneven ones of a policy with others.
         mix = 1.0 if self.source == "uniform" else self.uniform_mix
         return {name: getattr(self, name) for name in names} | {"uniform_mix": mix} | told

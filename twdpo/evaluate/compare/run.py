@@ -186,7 +186,7 @@ class _State:
         """Say of the runs that cannot be done what the first one said."""
         if self.broken:
             run, error = next(iter(self.broken.items()))
-            more = f"; so are {len(self.broken) - 1} more" if len(self.broken) > 1 else ""
+            more = f"; nor can {len(self.broken) - 1} more" if len(self.broken) > 1 else ""
             raise TrainingError(
                 f"{run.arm} at beta {run.beta:g}, seed {run.seed}, cannot be done ({error}){more}. The other runs are "
                 "kept. Where training broke it, leave the beta or the arm out, or give train: a smaller learning_rate"
